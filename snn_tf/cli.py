@@ -1,0 +1,108 @@
+"""The command line: flags derived from `Config`, help, and errors as single lines.
+
+Help and flag errors are answered before TensorFlow is loaded.
+"""
+
+import dataclasses
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from snn_tf import config as configs
+from snn_tf.config import Config
+from snn_tf.errors import UsageError, UserError
+
+_EPILOGUE = """
+Flags may stand in a file, one per line: --flagfile=FILE, several times and nested. The last value
+given wins, so what overrides a file follows it. --verbosity=0 shows TensorFlow's own messages."""
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines one flag per setting of `Config` in `flag_values`."""
+    definers = {
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+        tuple: flags.DEFINE_list,
+    }
+    for field in dataclasses.fields(Config):
+        default: Any = field.default
+        initial = [str(item) for item in default] if isinstance(default, tuple) else default
+        help_text = field.metadata["setting"].help
+        definers[type(default)](field.name, initial, help_text, flag_values=flag_values)
+
+
+def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+    """Makes the `Config` from parsed flags. Raises `UsageError` if a value is not allowed."""
+    return Config(**{field.name: _read(field, flag_values) for field in dataclasses.fields(Config)})
+
+
+def _read(field: dataclasses.Field, flag_values: flags.FlagValues) -> Any:
+    value = flag_values[field.name].value
+    if not isinstance(field.default, tuple):
+        return value
+    if field.name != "profile_steps":
+        return tuple(value)
+    try:
+        return tuple(int(item) for item in value)
+    except ValueError:
+        line = f"--{field.name}={','.join(value)}: must be whole numbers, such as 10,20"
+        raise UsageError(line) from None
+
+
+def help_text() -> str:
+    """All flags under their headings: default, unit, what is allowed, meaning."""
+    lines = ["usage: python train.py --flagfile=FILE [--FLAG=VALUE ...]"]
+    group = ""
+    for field in dataclasses.fields(Config):
+        setting = field.metadata["setting"]
+        if setting.group != group:
+            group = setting.group
+            lines += ["", group]
+        default = configs.shown(field.default) if field.default != "" else "empty"
+        facts = [f"default {default or 'none'}", setting.unit, setting.allowed()]
+        lines.append(f"  --{field.name}  ({'; '.join(fact for fact in facts if fact)})")
+        lines += textwrap.wrap(setting.help, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines) + "\n" + _EPILOGUE
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses `argv` into absl's flags; answers help (exit 0) and mistakes (exit 2) itself."""
+    if any(word in ("--help", "-help", "-h", "--helpshort", "--helpfull") for word in argv[1:]):
+        print(help_text())
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(list(argv))
+        if len(rest) > 1:
+            raise UsageError(f"{rest[1]}: flags start with --, such as --density=0.05")
+    except (flags.Error, UsageError, OSError) as error:
+        _fail(error, UsageError.exit_code)
+    return rest
+
+
+def _fail(error: BaseException, code: int) -> None:
+    print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _main(argv: Sequence[str]) -> None:
+    del argv
+    try:
+        config = config_from_flags()
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if logging.get_verbosity() >= 0 else "3")
+        from snn_tf import stages
+
+        stages.run(config)
+    except UserError as error:
+        _fail(error, error.exit_code)
+
+
+def run() -> None:
+    """Entry point of `train.py` and of the console script `snn-train`."""
+    define_flags()
+    app.run(_main, flags_parser=parse)

@@ -1,0 +1,290 @@
+"""Every hyper-parameter once: default, meaning, unit, range, and the stages it concerns.
+
+`Config` is frozen and checked when made. The command line's flags are derived from it, so a
+setting is added here and nowhere else. Nothing here loads TensorFlow: help and flag errors are
+answered before that.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from snn_tf.errors import UsageError
+
+TRAIN_ANN, COMPRESS, CONVERT, TRAIN_SNN, EVALUATE, EXPORT = STAGES = (
+    "train_ann",
+    "compress",
+    "convert",
+    "train_snn",
+    "evaluate",
+    "export",
+)
+NETWORKS = ("vgg5", "vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "resnet12", "resnet20", "resnet34")
+METHODS = ("attention", "magnitude", "magnitude_uniform", "random", "dense")
+
+_TRAINING = (TRAIN_ANN, COMPRESS, TRAIN_SNN)
+_ANN = (TRAIN_ANN, COMPRESS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is known of one hyper-parameter besides its name, type and default.
+
+    Attributes:
+      help: meaning, with the equation's symbol where there is one.
+      group: heading under which `--help` shows it.
+      stages: stages whose result depends on it; empty if no result does.
+      unit: unit of a number, shown in the help.
+      low, high: bounds of a number, or of each number of a list.
+      low_open, high_open: whether the bound itself is excluded.
+      choices: allowed words.
+    """
+
+    help: str
+    group: str
+    stages: tuple[str, ...] = ()
+    unit: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+    choices: tuple[str, ...] = ()
+
+    def allowed(self) -> str:
+        """The range or the choices in words, empty if anything goes."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.low == -math.inf and self.high == math.inf:
+            return ""
+        if self.high == math.inf:
+            return ("above " if self.low_open else "at least ") + f"{self.low:g}"
+        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
+        return f"in {left}{self.low:g}, {self.high:g}{right}"
+
+    def admits(self, value: Any) -> bool:
+        """Whether a single value is among the choices and within the bounds."""
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            above = value > self.low if self.low_open else value >= self.low
+            below = value < self.high if self.high_open else value <= self.high
+            return math.isfinite(value) and above and below
+        return True
+
+
+def _setting(
+    default: Any, help: str, group: str, stages: Sequence[str] = (), unit: str = "", **rest: Any
+) -> Any:
+    metadata = {"setting": Setting(help, group, tuple(stages), unit, **rest)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run. Raises `UsageError` naming flag, value and what is allowed."""
+
+    # fmt: off
+    run_dir: str = _setting("runs/default", "Folder of the run; each stage has a subfolder.", "Run")
+    stage: tuple[str, ...] = _setting(
+        ("all",), "Stages to run, comma-separated.", "Run", choices=("all", *STAGES))
+    meta_model: str = _setting(
+        "", "Run folder whose train_ann result is the teacher; empty: this run's own.", "Run")
+    overwrite: bool = _setting(
+        False, "Move a stage's folder aside when its settings have changed, and run it again.", "Run")
+    seed: int = _setting(
+        0, "Seed of everything random.", "Run", (*_TRAINING, CONVERT), low=0, high=2**31 - 1)
+
+    dataset: str = _setting(
+        "cifar10", "digits, tiny_imagenet, folder:/path (one folder per class), or the name of an "
+        "image-classification data set of TFDS.", "Data", STAGES)
+    data_dir: str = _setting("", "Folder of prepared TFDS data sets; empty: TFDS's default.", "Data")
+    manual_dir: str = _setting("", "Folder that holds tiny-imagenet-200.zip.", "Data")
+    image_size: int = _setting(
+        0, "Images of folder: are resized to this side; 0 keeps them as they are.", "Data", STAGES,
+        "pixels", low=0)
+    validation_fraction: float = _setting(
+        0.1, "Share of the training split held out where the data set has no validation split.",
+        "Data", STAGES, low=0, high=1, low_open=True, high_open=True)
+    augment: str = _setting(
+        "auto", "Random crop after padding by 4, random flip; auto knows what suits the data set.",
+        "Data", _TRAINING, choices=("auto", "none", "crop", "crop_flip"))
+    batch_size: int = _setting(128, "Images in a step.", "Data", _TRAINING, "images", low=1)
+    cache_gib: float = _setting(
+        4.0, "Larger folder: data sets are decoded while training, not kept in memory.", "Data", (),
+        "GiB", low=0)
+
+    network: str = _setting("vgg16", "Architecture.", "Network", STAGES, choices=NETWORKS)
+    width: float = _setting(
+        1.0, "Multiplies every hidden width, rounded to multiples of 8.", "Network", STAGES,
+        low=0, low_open=True)
+    head: str = _setting(
+        "mlp", "VGG's head: mlp = 4096, 4096, classes; linear = a fifth pool where it fits, then "
+        "classes. ResNets have the linear one.", "Network", STAGES, choices=("mlp", "linear"))
+    dropout: float = _setting(
+        0.2, "Dropout rate after a hidden neuron, except before a pool.", "Network", STAGES,
+        low=0, high=1, high_open=True)
+    head_dropout: float = _setting(
+        0.5, "Dropout rate in the mlp head.", "Network", STAGES, low=0, high=1, high_open=True)
+
+    ann_epochs: int = _setting(
+        100, "Training length of the meta-model.", "Training", (TRAIN_ANN,), "epochs", low=1)
+    compress_epochs: int = _setting(
+        100, "Training length of the student.", "Training", (COMPRESS,), "epochs", low=1)
+    snn_epochs: int = _setting(
+        30, "Training length of the SNN.", "Training", (TRAIN_SNN,), "epochs", low=1)
+    ann_optimizer: str = _setting(
+        "sgd", "Optimizer of both ANN stages.", "Training", _ANN, choices=("sgd", "adam"))
+    snn_optimizer: str = _setting(
+        "adam", "Optimizer of the SNN stage.", "Training", (TRAIN_SNN,), choices=("sgd", "adam"))
+    ann_learning_rate: float = _setting(
+        0.01, "Peak learning rate of both ANN stages.", "Training", _ANN, low=0, low_open=True)
+    snn_learning_rate: float = _setting(
+        1e-4, "Peak learning rate of weights, v_th and leak.", "Training", (TRAIN_SNN,),
+        low=0, low_open=True)
+    ann_weight_decay: float = _setting(
+        5e-4, "L2 coefficient added to the weights' gradient in both ANN stages.", "Training", _ANN,
+        low=0)
+    snn_weight_decay: float = _setting(
+        0.0, "L2 coefficient of the SNN stage; never on v_th and leak.", "Training", (TRAIN_SNN,),
+        low=0)
+    momentum: float = _setting(
+        0.9, "Momentum of sgd.", "Training", _TRAINING, low=0, high=1, high_open=True)
+    schedule: str = _setting(
+        "cosine", "Learning rate over a stage: cosine, to 0; step, a tenth after 60, 80 and 90 % of "
+        "the steps; constant.", "Training", _TRAINING, choices=("cosine", "step", "constant"))
+    warmup_epochs: float = _setting(
+        0.0, "Linear rise of the learning rate from 0 at the start of a stage.", "Training",
+        _TRAINING, "epochs", low=0)
+    label_smoothing: float = _setting(
+        0.0, "Share of the target spread evenly over the classes.", "Training", _TRAINING,
+        low=0, high=1, high_open=True)
+    clip_norm: float = _setting(
+        0.0, "Largest global norm of the gradient; 0 does not clip.", "Training", _TRAINING, low=0)
+
+    method: str = _setting(
+        "attention", "Where masks come from. attention: attention-derived scores. magnitude: tfmot's "
+        "schedule, one global cut. magnitude_uniform: stock tfmot, per layer. random: fixed. dense: "
+        "the meta-model passes through unchanged.", "Compression", (COMPRESS,), choices=METHODS)
+    structure: str = _setting(
+        "irregular", "What is removed: single weights, or whole channels, cut out at the end.",
+        "Compression", (COMPRESS,), choices=("irregular", "channel"))
+    density: float = _setting(
+        0.05, "Share of the prunable weights (or MACs, see --budget) that is kept.", "Compression",
+        (COMPRESS,), low=0, high=1, low_open=True)
+    budget: str = _setting(
+        "weights", "What --density counts.", "Compression", (COMPRESS,), choices=("weights", "macs"))
+    min_layer_density: float = _setting(
+        0.005, "No layer gets sparser than this.", "Compression", (COMPRESS,), low=0, high=1)
+    mask_update: int = _setting(
+        0, "Steps between mask updates; 0: an epoch.", "Compression", (COMPRESS,), "steps", low=0)
+    mask_update_end: float = _setting(
+        0.75, "Share of the stage's steps after which masks are fixed.", "Compression", (COMPRESS,),
+        low=0, high=1)
+    drop_fraction: float = _setting(
+        0.5, "p: share of a layer's active weights dropped at the first update.", "Compression",
+        (COMPRESS,), low=0, high=1)
+    drop_fraction_end: float = _setting(
+        0.005, "p at the last update; a cosine leads there.", "Compression", (COMPRESS,),
+        low=0, high=1)
+    score_decay: float = _setting(
+        0.9, "Decay of m, the moving average of the gradient: the score.", "Compression", (COMPRESS,),
+        low=0, high=1, high_open=True)
+    distillation: float = _setting(
+        0.9, "Weight alpha of L_KD; L_CE has 1 - alpha.", "Compression", (COMPRESS,), low=0, high=1)
+    temperature: float = _setting(
+        4.0, "Temperature rho of L_KD.", "Compression", (COMPRESS,), low=0, low_open=True)
+    attention: float = _setting(
+        1000.0, "Weight beta of the attention term, beta/2 * L_AT.", "Compression", (COMPRESS,),
+        low=0)
+
+    calibration_percentile: float = _setting(
+        99.7, "Percentile of a neuron's input current that becomes v_th.", "Conversion", (CONVERT,),
+        "%", low=0, high=100, low_open=True)
+    calibration_timesteps: int = _setting(
+        100, "Time steps simulated to calibrate v_th.", "Conversion", (CONVERT,), "steps", low=1)
+    calibration_batches: int = _setting(
+        4, "Batches of training images used to calibrate v_th.", "Conversion", (CONVERT,), low=1)
+    calibration_batch_size: int = _setting(
+        32, "Images in such a batch.", "Conversion", (CONVERT,), "images", low=1)
+    v_th_scale: float = _setting(
+        0.3, "kappa: all calibrated v_th are multiplied by it.", "Conversion", (CONVERT,),
+        low=0, low_open=True)
+    bias_current: bool = _setting(
+        False, "Give spiking neurons a trained bias current per channel, from 0.", "Conversion",
+        (CONVERT,))
+
+    timesteps: int = _setting(
+        5, "T: time steps for which an image is presented.", "SNN", (CONVERT, TRAIN_SNN), "steps",
+        low=1)
+    surrogate: str = _setting(
+        "triangle", "Surrogate of the spike's derivative.", "SNN", (CONVERT, TRAIN_SNN),
+        choices=("triangle", "rectangular", "sigmoid", "arctan"))
+    surrogate_scale: float = _setting(
+        0.3, "gamma: height of the surrogate.", "SNN", (CONVERT, TRAIN_SNN), low=0, low_open=True)
+    train_leak: bool = _setting(True, "Whether the leaks are trained.", "SNN", (TRAIN_SNN,))
+    train_v_th: bool = _setting(True, "Whether the thresholds v_th are trained.", "SNN", (TRAIN_SNN,))
+
+    precision: str = _setting(
+        "float32", "Type of convolutions and products; membranes, loss and optimizer stay float32.",
+        "Execution", STAGES, choices=("float32", "mixed_bfloat16"))
+    lif: str = _setting(
+        "fused", "Implementation of the neuron: hand-optimised scan, or the Keras RNN.", "Execution",
+        choices=("fused", "rnn"))
+    jit_compile: bool = _setting(False, "Compile the training step with XLA.", "Execution")
+    checkpoint_every: int = _setting(
+        0, "Steps between checkpoints; 0: an epoch.", "Execution", (), "steps", low=0)
+    keep_checkpoints: int = _setting(2, "Checkpoints kept per stage.", "Execution", low=1)
+    log_every: int = _setting(
+        50, "Steps between the TensorBoard points of a training step.", "Execution", (), "steps",
+        low=1)
+    profile_steps: tuple[int, ...] = _setting(
+        (), "First and last step of a profiler trace, such as 10,20.", "Execution", (), "steps", low=0)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        _check_together(self)
+
+    def stages(self) -> tuple[str, ...]:
+        """The stages to run, in the pipeline's order."""
+        return STAGES if "all" in self.stage else tuple(s for s in STAGES if s in self.stage)
+
+    def concerning(self, stage: str) -> dict[str, Any]:
+        """The settings on which the result of `stage` depends, by name."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if stage in field.metadata["setting"].stages
+        }
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    setting: Setting = field.metadata["setting"]
+    for item in value if isinstance(value, tuple) else (value,):
+        if not setting.admits(item):
+            allowed = setting.allowed() or "a finite number"
+            raise UsageError(f"--{field.name}={shown(value)}: must be {allowed}")
+
+
+def _check_together(config: Config) -> None:
+    first_last = config.profile_steps
+    if first_last and (len(first_last) != 2 or first_last[0] >= first_last[1]):
+        raise UsageError(f"--profile_steps={shown(first_last)}: must be two rising steps, such as 10,20")
+    if config.drop_fraction_end > config.drop_fraction:
+        raise UsageError(
+            f"--drop_fraction_end={config.drop_fraction_end:g}: "
+            f"must be at most --drop_fraction={config.drop_fraction:g}"
+        )
+    if config.method == "magnitude_uniform":
+        for flag, needed in (("structure", "irregular"), ("budget", "weights")):
+            if getattr(config, flag) != needed:
+                raise UsageError(
+                    f"--{flag}={getattr(config, flag)}: must be {needed} with --method=magnitude_uniform"
+                )
+
+
+def shown(value: Any) -> str:
+    """A setting's value as it is written on a command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

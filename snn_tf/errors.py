@@ -1,0 +1,13 @@
+"""Errors that a user can cause: one readable line each, and the exit code that goes with it."""
+
+
+class UserError(Exception):
+    """Something outside the program is not as it must be: data, files, disk, a trained run."""
+
+    exit_code = 1
+
+
+class UsageError(UserError, ValueError):
+    """The settings themselves are wrong; the line names flag, value and what is allowed."""
+
+    exit_code = 2
