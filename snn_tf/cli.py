@@ -94,6 +94,7 @@ def _main(argv: Sequence[str]) -> None:
     del argv
     try:
         config = config_from_flags()
+        logging.set_verbosity(flags.FLAGS.verbosity)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if logging.get_verbosity() >= 0 else "3")
         from snn_tf import stages
 

@@ -7,6 +7,7 @@ answered before that.
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,9 +205,9 @@ class Config:
     calibration_timesteps: int = _setting(
         100, "Time steps simulated to calibrate v_th.", "Conversion", (CONVERT,), "steps", low=1)
     calibration_batches: int = _setting(
-        4, "Batches of training images used to calibrate v_th.", "Conversion", (CONVERT,), low=1)
+        8, "Batches of training images used to calibrate v_th.", "Conversion", (CONVERT,), low=1)
     calibration_batch_size: int = _setting(
-        32, "Images in such a batch.", "Conversion", (CONVERT,), "images", low=1)
+        16, "Images in such a batch.", "Conversion", (CONVERT,), "images", low=1)
     v_th_scale: float = _setting(
         0.3, "kappa: all calibrated v_th are multiplied by it.", "Conversion", (CONVERT,),
         low=0, low_open=True)
@@ -250,6 +251,10 @@ class Config:
     def stages(self) -> tuple[str, ...]:
         """The stages to run, in the pipeline's order."""
         return STAGES if "all" in self.stage else tuple(s for s in STAGES if s in self.stage)
+
+    def stage_seed(self, stage: str) -> int:
+        """Seed of one stage's random numbers: its own, so that no two stages share any."""
+        return zlib.crc32(f"{self.seed}/{stage}".encode()) & 0x7FFFFFFF
 
     def concerning(self, stage: str) -> dict[str, Any]:
         """The settings on which the result of `stage` depends, by name."""

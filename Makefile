@@ -1,0 +1,37 @@
+# make quickstart   the whole pipeline in little: flags/quickstart.flags
+# make test         the fast tests
+# make check        format, lint, types and the fast tests
+# The first call makes .venv and installs what it needs; PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= python3
+
+version_ok = $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
+install = .venv/bin/pip install --quiet --disable-pip-version-check --editable
+
+.PHONY: quickstart test check
+
+quickstart: .venv/core.stamp
+	.venv/bin/python train.py --flagfile=flags/quickstart.flags
+
+test: .venv/test.stamp
+	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+check: .venv/test.stamp
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+.venv/core.stamp: setup.cfg | .venv/bin/pip
+	@echo "installing into .venv; this takes some minutes, once"
+	@$(install) '.[profile]'
+	@touch $@
+
+.venv/test.stamp: setup.cfg | .venv/bin/pip
+	@echo "installing into .venv; this takes some minutes, once"
+	@$(install) '.[profile,test]'
+	@touch .venv/core.stamp $@
+
+.venv/bin/pip:
+	@$(if $(version_ok),,$(error needs Python 3.11 or newer, which $(PYTHON) is not; name one: make PYTHON=python3.12))
+	@$(PYTHON) -m venv .venv

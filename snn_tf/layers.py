@@ -1,0 +1,201 @@
+"""Keras layers of the spiking network: the neuron, the read-out, and dropout that has no state.
+
+Axes: outside `LIF`, time is folded into the batch, [T·B, ...], time-major, so that convolutions,
+pools and products are Keras's own 4-D and 2-D layers. An ANN has T = 1. These layers keep the type of
+their input; parameters and membranes are float32.
+"""
+
+import contextlib
+import contextvars
+import zlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+import tf_keras as keras
+
+from snn_tf.neuron import lif_scan, lif_step
+from snn_tf.surrogate import Surrogate
+
+_register = keras.saving.register_keras_serializable("snn_tf")
+_seed: contextvars.ContextVar[tf.Tensor] = contextvars.ContextVar("dropout_seed")
+
+
+@contextlib.contextmanager
+def dropout_seed(seed: tf.Tensor) -> Iterator[None]:
+    """Gives every `Dropout` called inside its seed: an integer tensor [2], such as (seed, step)."""
+    token = _seed.set(seed)
+    try:
+        yield
+    finally:
+        _seed.reset(token)
+
+
+def unfold_time(x: tf.Tensor, timesteps: int) -> tf.Tensor:
+    """[T·B, ...] → [T, B, ...]."""
+    return tf.reshape(x, [timesteps, tf.shape(x)[0] // timesteps, *x.shape[1:]])
+
+
+def fold_time(x: tf.Tensor) -> tf.Tensor:
+    """[T, B, ...] → [T·B, ...]."""
+    return tf.reshape(x, [-1, *x.shape[2:]])
+
+
+@_register
+class LIFCell(keras.layers.Layer):
+    """One time step of leaky integrate-and-fire neurons, as a Keras RNN cell.
+
+    Its state is the membrane u after the reset. `leak` and `v_th` are trainable scalars, 1 at first.
+
+    Args:
+      surrogate: kind of surrogate, see `snn_tf.surrogate`.
+      surrogate_scale: its height γ > 0.
+    """
+
+    def __init__(self, surrogate: str = "triangle", surrogate_scale: float = 0.3, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.surrogate = Surrogate(surrogate, surrogate_scale)
+
+    def build(self, input_shape):
+        self.state_size = tf.TensorShape(input_shape[1:])
+        self.output_size = self.state_size
+        ones = keras.initializers.Ones()
+        self.leak = self.add_weight("leak", shape=(), dtype="float32", initializer=ones)
+        self.v_th = self.add_weight("v_th", shape=(), dtype="float32", initializer=ones)
+        super().build(input_shape)
+
+    def call(self, inputs, states, training=None):
+        """inputs: I[t], [B, ...]; states: [u[t−1]]. Returns o[t] and [u[t]]."""
+        del training
+        current = tf.cast(inputs, tf.float32)
+        spikes, membrane = lif_step(states[0], current, self.leak, self.v_th, self.surrogate)
+        return tf.cast(spikes, inputs.dtype), [membrane]
+
+    def get_initial_state(self, inputs=None, batch_size=None, dtype=None):
+        """A membrane of 0, float32."""
+        del inputs, dtype
+        return tf.zeros([batch_size, *self.state_size], tf.float32)
+
+    def get_config(self):
+        surrogate = {"surrogate": self.surrogate.kind, "surrogate_scale": self.surrogate.scale}
+        return {**super().get_config(), **surrogate}
+
+
+@_register
+class LIF(keras.layers.Layer):
+    """Leaky integrate-and-fire neurons over T time steps: currents [T·B, ...] → spikes [T·B, ...].
+
+    Args:
+      timesteps: T ≥ 1.
+      implementation: "fused", the scan with its own gradient; "rnn", `keras.layers.RNN` around
+        `LIFCell`. Both give the same spikes.
+      constant_input: the input is [B, ...], the current of every step: direct input coding.
+      use_bias: add a trained bias current b per channel, 0 at first.
+      surrogate, surrogate_scale: as for `LIFCell`.
+    """
+
+    def __init__(
+        self,
+        timesteps: int,
+        implementation: str = "fused",
+        constant_input: bool = False,
+        use_bias: bool = False,
+        surrogate: str = "triangle",
+        surrogate_scale: float = 0.3,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self.timesteps = timesteps
+        self.implementation = implementation
+        self.constant_input = constant_input
+        self.use_bias = use_bias
+        self.cell = LIFCell(surrogate, surrogate_scale)
+
+    def build(self, input_shape):
+        self.cell.build(input_shape)
+        if self.use_bias:
+            zeros = keras.initializers.Zeros()
+            self.bias_current = self.add_weight(
+                "bias_current", shape=(input_shape[-1],), dtype="float32", initializer=zeros
+            )
+        if self.implementation == "rnn":
+            self.rnn = keras.layers.RNN(
+                self.cell, return_sequences=True, time_major=True, unroll=True, autocast=False
+            )
+        super().build(input_shape)
+
+    def call(self, inputs):
+        steps = 1 if self.constant_input else self.timesteps
+        current = unfold_time(inputs, steps)
+        if self.use_bias:
+            current = tf.cast(current, tf.float32) + self.bias_current
+        spikes = self._rnn(current) if self.implementation == "rnn" else self._scan(current)
+        return tf.cast(fold_time(spikes), inputs.dtype)
+
+    def _scan(self, current):
+        cell = self.cell
+        leak, v_th = (tf.convert_to_tensor(v, tf.float32) for v in (cell.leak, cell.v_th))
+        return lif_scan(current, leak, v_th, self.timesteps, cell.surrogate)
+
+    def _rnn(self, current):
+        if self.constant_input:
+            current = tf.repeat(current, self.timesteps, axis=0)
+        return self.rnn(current)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "timesteps": self.timesteps,
+            "implementation": self.implementation,
+            "constant_input": self.constant_input,
+            "use_bias": self.use_bias,
+            "surrogate": self.cell.surrogate.kind,
+            "surrogate_scale": self.cell.surrogate.scale,
+        }
+
+
+@_register
+class ReadOut(keras.layers.Layer):
+    """The output layer's neurons, which neither leak nor fire: logits = Σ_t current[t].
+
+    [T·B, classes] → [B, classes], float32.
+    """
+
+    def __init__(self, timesteps: int = 1, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.timesteps = timesteps
+
+    def call(self, inputs):
+        return tf.reduce_sum(tf.cast(unfold_time(inputs, self.timesteps), tf.float32), axis=0)
+
+    def get_config(self):
+        return {**super().get_config(), "timesteps": self.timesteps}
+
+
+@_register
+class Dropout(keras.layers.Layer):
+    """Dropout whose mask is constant over time and a function of seed and layer name alone.
+
+    The seed comes from the surrounding `dropout_seed`. Kept values are scaled by 1 / (1 − rate).
+
+    Args:
+      rate: share of dropped features, in [0, 1).
+      timesteps: T, folded into the first axis of the input.
+    """
+
+    def __init__(self, rate: float, timesteps: int = 1, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.rate = rate
+        self.timesteps = timesteps
+
+    def call(self, inputs, training=None):
+        if not training or self.rate == 0.0:
+            return inputs
+        salt = zlib.crc32(self.name.encode()) & 0x7FFFFFFF
+        seed = tf.random.fold_in(_seed.get(), salt)
+        x = unfold_time(inputs, self.timesteps)
+        uniform = tf.random.stateless_uniform(tf.shape(x)[1:], seed, alg="philox")
+        mask = tf.cast(uniform >= self.rate, x.dtype) / (1.0 - self.rate)
+        return fold_time(x * mask)
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "timesteps": self.timesteps}

@@ -1,0 +1,243 @@
+"""The networks: VGG and ResNet variants as functional models, as an ANN or as an SNN.
+
+Both have the same graph and the same layer names. A model takes uint8 images [B, H, W, C] and gives
+logits [B, classes]; standardisation is its first layer. In an SNN, time is folded into the batch from
+the first neuron to the read-out (see `snn_tf.layers`).
+"""
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from snn_tf.config import Config
+from snn_tf.data import DataSpec
+from snn_tf.errors import UsageError
+from snn_tf.graph import Graph, inner, is_image, is_neuron, is_source, is_synapse
+from snn_tf.layers import LIF, Dropout, ReadOut
+
+POOL = "P"
+# DIET-SNN's networks: widths of 3×3 convolutions, P a 2×2 average pool.
+VGG = {
+    "vgg5": (64, POOL, 128, 128, POOL),
+    "vgg9": (64, POOL, 128, 256, POOL, 256, 512, POOL, 512, POOL, 512),
+    "vgg11": (64, POOL, 128, 256, POOL, 512, 512, POOL, 512, POOL, 512, 512),
+    "vgg13": (64, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512, 512, 512, POOL, 512),
+    "vgg16": (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, 512, 512, 512, POOL, 512, 512, 512),
+    "vgg19": (64, 64, POOL, 128, 128, POOL, *[256] * 4, POOL, *[512] * 4, POOL, *[512] * 4),
+}
+VGG_HEAD = (4096, 4096)
+RESNET_STEM = (64, 64, 64)
+RESNET_WIDTHS = (64, 128, 256, 512)
+RESNET_BLOCKS = {"resnet12": (1, 1, 1, 1), "resnet20": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+
+
+def build(config: Config, neuron: str, spec: DataSpec) -> keras.Model:
+    """Builds `config.network`, weights all zero; see `initialise`.
+
+    Args:
+      config: network, width, head, dropout, precision; for "lif" also timesteps and the neuron's.
+      neuron: "relu" for the ANN, "lif" for the SNN.
+      spec: image shape, number of classes and statistics of the data.
+
+    Raises:
+      UsageError: a pool of the network does not fit the image.
+    """
+    builder = _Builder(config, spec)
+    ann = builder.vgg() if config.network in VGG else builder.resnet()
+    return ann if neuron == "relu" else spiking(ann, config)
+
+
+class _Builder:
+    """Adds layers one after the other, naming each; `x` is the tensor at which it stands."""
+
+    def __init__(self, config: Config, spec: DataSpec):
+        self.config = config
+        self.spec = spec
+        self.policy = keras.mixed_precision.Policy(config.precision)
+        self.image = keras.Input(spec.image_shape, dtype="uint8", name="image")
+        variance = [deviation**2 for deviation in spec.std]
+        standardise = keras.layers.Normalization(mean=spec.mean, variance=variance, name="standardise")
+        self.x = standardise(self.image)
+
+    def vgg(self) -> keras.Model:
+        plan: tuple[Any, ...] = VGG[self.config.network]
+        convolutions = pools = 0
+        for index, entry in enumerate(plan):
+            if entry == POOL:
+                pools += 1
+                self.pool(f"pool{pools}")
+            else:
+                convolutions += 1
+                self.convolution(f"conv{convolutions}", entry)
+                self.neuron(f"conv{convolutions}")
+                if plan[index + 1 : index + 2] != (POOL,):
+                    self.dropout(f"conv{convolutions}", self.config.dropout)
+        if self.config.head == "linear":
+            if pools < 5 and min(self.x.shape[1:3]) >= 2:
+                self.pool(f"pool{pools + 1}")
+            return self.finish()
+        self.x = keras.layers.Flatten(name="flatten", dtype=self.policy)(self.x)
+        for index, units in enumerate(VGG_HEAD, start=convolutions + 1):
+            dense = keras.layers.Dense(self.scaled(units), **self.synapse(f"dense{index}"))
+            self.x = dense(self.x)
+            self.neuron(f"dense{index}")
+            self.dropout(f"dense{index}", self.config.head_dropout)
+        return self.finish()
+
+    def resnet(self) -> keras.Model:
+        for index, filters in enumerate(RESNET_STEM, start=1):
+            self.convolution(f"stem{index}", filters)
+            self.neuron(f"stem{index}")
+            if index < len(RESNET_STEM):
+                self.dropout(f"stem{index}", self.config.dropout)
+        self.pool("stem_pool")
+        stages = zip(RESNET_WIDTHS, RESNET_BLOCKS[self.config.network], strict=True)
+        for stage, (filters, blocks) in enumerate(stages, start=1):
+            for block in range(1, blocks + 1):
+                strides = 2 if stage > 1 and block == 1 else 1
+                self.block(f"stage{stage}_block{block}", filters, strides)
+        return self.finish()
+
+    def block(self, name: str, filters: int, strides: int) -> None:
+        """Two convolutions; the shortcut adds to the current of the second one's neuron."""
+        shortcut = self.x
+        self.convolution(f"{name}_conv1", filters, strides)
+        self.neuron(f"{name}_conv1")
+        self.dropout(f"{name}_conv1", self.config.dropout)
+        self.convolution(f"{name}_conv2", filters)
+        branch = self.x
+        if shortcut.shape[1:] != branch.shape[1:]:
+            self.x = shortcut
+            self.convolution(f"{name}_shortcut", filters, strides, size=1)
+            shortcut = self.x
+        self.x = keras.layers.Add(name=f"{name}_add", dtype=self.policy)([branch, shortcut])
+        self.neuron(f"{name}_conv2")
+
+    def scaled(self, width: int) -> int:
+        """The width after `--width`: a multiple of 8, at least 8."""
+        return max(8, 8 * round(width * self.config.width / 8))
+
+    def synapse(self, name: str) -> dict:
+        return {
+            "use_bias": False,
+            "kernel_initializer": "zeros",
+            "dtype": self.policy,
+            "name": name,
+        }
+
+    def convolution(self, name: str, filters: int, strides: int = 1, size: int = 3) -> None:
+        layer = keras.layers.Conv2D(
+            self.scaled(filters), size, strides, padding="same", **self.synapse(name)
+        )
+        self.x = layer(self.x)
+
+    def neuron(self, name: str) -> None:
+        self.x = keras.layers.ReLU(name=f"{name}_neuron", dtype=self.policy)(self.x)
+
+    def dropout(self, name: str, rate: float) -> None:
+        self.x = Dropout(rate, name=f"{name}_dropout")(self.x)
+
+    def pool(self, name: str) -> None:
+        if min(self.x.shape[1:3]) < 2:
+            size = "×".join(map(str, self.spec.image_shape[:2]))
+            raise UsageError(
+                f"--network={self.config.network}: its {name} does not fit images of {size} "
+                f"(--dataset={self.config.dataset}); use larger images or a network with fewer pools"
+            )
+        self.x = keras.layers.AveragePooling2D(2, name=name, dtype=self.policy)(self.x)
+
+    def finish(self) -> keras.Model:
+        """Flattens if need be, and adds the product that gives the logits, in float32."""
+        if len(self.x.shape) > 2:
+            self.x = keras.layers.Flatten(name="flatten", dtype=self.policy)(self.x)
+        arguments = {**self.synapse("logits"), "dtype": "float32"}
+        logits = keras.layers.Dense(self.spec.num_classes, **arguments)(self.x)
+        return keras.Model(self.image, ReadOut(name="read_out")(logits), name=self.config.network)
+
+
+def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> keras.Model:
+    """The SNN with an ANN's graph, names and weights: LIF in place of ReLU, leak 1, v_th 1.
+
+    Neurons that the image reaches without passing another neuron get a constant current, so what
+    lies before them is computed once and not at every step.
+
+    Args:
+      ann: a model of `build`, or any functional one of the same layer types.
+      config: lif, surrogate, surrogate_scale, bias_current, timesteps.
+      timesteps: T if not `config.timesteps`.
+    """
+    graph = Graph.of(ann)
+    steps = config.timesteps if timesteps is None else timesteps
+    first = {name for name in graph.select(is_neuron) if _driven_by_image(graph, name)}
+
+    def spiking_layer(layer):
+        if is_neuron(layer):
+            return LIF(
+                steps,
+                implementation=config.lif,
+                constant_input=layer.name in first,
+                use_bias=config.bias_current,
+                surrogate=config.surrogate,
+                surrogate_scale=config.surrogate_scale,
+                name=layer.name,
+            )
+        if isinstance(layer, Dropout | ReadOut):
+            return type(layer).from_config({**layer.get_config(), "timesteps": steps})
+        return type(layer).from_config(layer.get_config())
+
+    snn = keras.models.clone_model(ann, clone_function=spiking_layer)
+    copy_weights(ann, snn)
+    return snn
+
+
+def _driven_by_image(graph: Graph, name: str) -> bool:
+    sources = graph.nearest(name, is_source)
+    kinds = {is_image(graph.layers[source]) for source in sources}
+    if len(kinds) > 1:
+        raise UsageError(
+            f"layer {name}: the image and spikes are added before it, which is not supported"
+        )
+    return kinds == {True}
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copies the weights of every layer that has any in `source`, by name; masks do not count."""
+    layers = Graph.of(target).layers
+    for name, layer in Graph.of(source).layers.items():
+        if weights := inner(layer).get_weights():
+            inner(layers[name]).set_weights(weights)
+
+
+def initialise(model: keras.Model, seed: int, densities: Mapping[str, float] | None = None) -> None:
+    """Gives every kernel normal weights of standard deviation √(2 / (density · fan_in)) (He 2015).
+
+    Args:
+      model: its synapse layers are drawn independently, each from `seed` and its name.
+      seed: any non-negative integer.
+      densities: share of each layer's inputs that is active, by layer name; 1 where absent.
+    """
+    for name, layer in Graph.of(model).select(is_synapse).items():
+        shape = inner(layer).kernel.shape
+        density = (densities or {}).get(name, 1.0)
+        deviation = math.sqrt(2.0 / (density * math.prod(shape[:-1])))
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        kernel = rng.standard_normal(shape, np.float32) * np.float32(deviation)
+        inner(layer).kernel.assign(kernel)
+
+
+def attended(model: keras.Model) -> list[str]:
+    """Names of the neurons whose maps are attended to: the last at each spatial resolution.
+
+    In a VGG these are the activations before each pool and before the head, in a ResNet the ends of
+    the stem and of each stage.
+    """
+    last = {
+        tuple(layer.output_shape[1:3]): name
+        for name, layer in Graph.of(model).select(is_neuron).items()
+        if len(layer.output_shape) == 4
+    }
+    return list(last.values())

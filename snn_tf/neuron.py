@@ -1,0 +1,114 @@
+"""The leaky integrate-and-fire neuron: its equations, and their scan over time with a gradient.
+
+Leaky integrate-and-fire with soft reset (DIET-SNN, Rathi & Roy 2020); one scalar firing threshold
+v_th > 0 and one scalar leak in (0, 1] per layer:
+
+    u[t] = leak · u[t−1] + I[t]
+    o[t] = 1 if u[t] > v_th else 0,      z[t] = u[t] / v_th − 1
+    u[t] ← u[t] − v_th · o[t]            in the same step
+
+Time is the first axis: currents I and spikes o are [T, B, ...]. Membranes are float32 whatever the
+currents' type. The reset passes no surrogate gradient; v_th has a gradient through z and through
+the reset's amount.
+"""
+
+import tensorflow as tf
+
+from snn_tf.surrogate import Surrogate
+
+
+def lif_step(
+    membrane: tf.Tensor, current: tf.Tensor, leak: tf.Tensor, v_th: tf.Tensor, surrogate: Surrogate
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One time step, differentiable by autodiff.
+
+    Args:
+      membrane: u[t−1] after its reset, [B, ...], float32.
+      current: I[t], same shape and type.
+      leak, v_th: scalars.
+      surrogate: stands for do/dz.
+
+    Returns:
+      o[t] and u[t] after the reset, as `membrane`.
+    """
+    u = leak * membrane + current
+    spikes = _fire(u, v_th, surrogate)
+    return spikes, u - v_th * tf.stop_gradient(spikes)
+
+
+def _fire(u: tf.Tensor, v_th: tf.Tensor, surrogate: Surrogate) -> tf.Tensor:
+    @tf.custom_gradient
+    def fire(u, v_th):
+        def gradient(d_spikes):
+            d_z = d_spikes * surrogate.derivative(u / v_th - 1.0)
+            return d_z / v_th, -tf.reduce_sum(d_z * u) / tf.square(v_th)
+
+        return tf.cast(u > v_th, u.dtype), gradient
+
+    return fire(u, v_th)
+
+
+def lif_scan(
+    current: tf.Tensor, leak: tf.Tensor, v_th: tf.Tensor, timesteps: int, surrogate: Surrogate
+) -> tf.Tensor:
+    """All time steps at once, with a hand-written gradient.
+
+    Kept for the backward pass is the input current alone; membranes and spikes are replayed.
+
+    Args:
+      current: I, [T, B, ...]; or [1, B, ...], the same current at every step.
+      leak, v_th: scalars, float32.
+      timesteps: T ≥ 1.
+      surrogate: stands for do/dz.
+
+    Returns:
+      o, [T, B, ...], in the type of `current`.
+    """
+
+    @tf.custom_gradient
+    def scan(current, leak, v_th):
+        def gradient(d_spikes):
+            return _backward(current, leak, v_th, d_spikes, timesteps, surrogate)
+
+        before = _replay(current, leak, v_th, timesteps)
+        spikes = [tf.cast(u > v_th, current.dtype) for _, u in before]
+        return tf.stack(spikes), gradient
+
+    return scan(current, leak, v_th)
+
+
+def _replay(current, leak, v_th, timesteps):
+    """(u[t−1] after its reset, u[t] before its reset) for every t, by the module's equations."""
+    currents = tf.unstack(tf.cast(current, tf.float32), axis=0)
+    membrane = tf.zeros_like(currents[0])
+    pairs = []
+    for t in range(timesteps):
+        u = leak * membrane + currents[t % len(currents)]
+        pairs.append((membrane, u))
+        membrane = u - v_th * tf.cast(u > v_th, tf.float32)
+    return pairs
+
+
+def _backward(current, leak, v_th, d_spikes, timesteps, surrogate):
+    """Gradients of current, leak and v_th: the chain rule along the replayed scan, last step first.
+
+    With δ[t] = dL/du[t] before and ρ[t] = dL/du[t] after the reset, ρ[T] = 0:
+
+        δ[t] = dL/do[t] · h(z[t]) / v_th + ρ[t],      ρ[t−1] = leak · δ[t],      dL/dI[t] = δ[t]
+        dL/dleak = Σ δ[t] · u[t−1]
+        dL/dv_th = Σ −dL/do[t] · h(z[t]) · u[t] / v_th² − ρ[t] · o[t]
+    """
+    after_reset = 0.0
+    d_current, d_leak, d_v_th = [], [], []
+    steps = zip(_replay(current, leak, v_th, timesteps), tf.unstack(d_spikes), strict=True)
+    for (previous, u), d_spike in reversed(list(steps)):
+        d_z = tf.cast(d_spike, tf.float32) * surrogate.derivative(u / v_th - 1.0)
+        spikes = tf.cast(u > v_th, tf.float32)
+        d_v_th.append(tf.reduce_sum(-d_z * u / tf.square(v_th) - after_reset * spikes))
+        d_u = d_z / v_th + after_reset
+        d_leak.append(tf.reduce_sum(d_u * previous))
+        d_current.append(d_u)
+        after_reset = leak * d_u
+    d_current.reverse()
+    stacked = tf.add_n(d_current)[tf.newaxis] if current.shape[0] == 1 else tf.stack(d_current)
+    return tf.cast(stacked, current.dtype), tf.add_n(d_leak), tf.add_n(d_v_th)

@@ -1,0 +1,99 @@
+"""What a stage minimises: cross entropy, or the attention-guided sum of three terms."""
+
+from typing import Protocol
+
+import tensorflow as tf
+import tf_keras as keras
+
+from snn_tf.attention import attention_loss, attention_map, distillation_loss
+from snn_tf.config import Config
+from snn_tf.errors import UsageError
+from snn_tf.models import attended
+from snn_tf.pruning import Pruner
+
+Terms = dict[str, tf.Tensor]
+
+
+class Objective(Protocol):
+    """Gives a batch's loss terms, already weighted, and the logits [B, classes]."""
+
+    def __call__(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[Terms, tf.Tensor]: ...
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, smoothing: float) -> tf.Tensor:
+    """Batch mean of the cross entropy with smoothed targets; logits [B, classes], labels [B]."""
+    classes = logits.shape[-1]
+    targets = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
+    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+
+
+class CrossEntropy:
+    """L_CE of one model."""
+
+    def __init__(self, model: keras.Model, config: Config):
+        self.model = model
+        self.smoothing = config.label_smoothing
+
+    def __call__(self, images, labels):
+        logits = self.model(images, training=True)
+        return {"cross_entropy": cross_entropy(logits, labels, self.smoothing)}, logits
+
+
+class AttentionGuided:
+    """L = (1 − α) · L_CE + α · L_KD + (β/2) · L_AT, the student against the frozen meta-model.
+
+    Raises:
+      UsageError: the meta-model's attended maps or classes are not the student's.
+    """
+
+    def __init__(self, pruner: Pruner, teacher: keras.Model, config: Config):
+        student = pruner.model
+        self.config = config
+        self.pruner = pruner
+        self.names = attended(student)
+        self._student = _with_activations(student, self.names)
+        self._teacher = _with_activations(teacher, attended(teacher))
+        ours, theirs = (_shapes(model) for model in (self._student, self._teacher))
+        if ours != theirs:
+            raise UsageError(
+                f"--meta_model={config.meta_model}: its logits and attention maps have shapes "
+                f"{theirs}, but --network={config.network} has {ours}"
+            )
+
+    def __call__(self, images, labels):
+        alpha, beta = self.config.distillation, self.config.attention
+        logits, *activations = self._student(images, training=True)
+        goal, *teacher_activations = self._teacher(images, training=False)
+        hard = cross_entropy(logits, labels, self.config.label_smoothing)
+        soft = distillation_loss(logits, goal, self.config.temperature)
+        terms = {"cross_entropy": (1.0 - alpha) * hard, "distillation": alpha * soft}
+        if beta:
+            student_maps = self._student_maps(activations)
+            teacher_maps = [attention_map(activation) for activation in teacher_activations]
+            terms["attention"] = beta / 2.0 * attention_loss(student_maps, teacher_maps)
+        return terms, logits
+
+    def _student_maps(self, activations):
+        pairs = zip(self.names, activations, strict=True)
+        return [attention_map(a, self.pruner.active_channels(name)) for name, a in pairs]
+
+    def maps(self, images: tf.Tensor) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+        """Attention maps of student and teacher by layer name, each [B, H, W]."""
+        activations = self._student(images, training=False)[1:]
+        ours = self._student_maps(activations)
+        theirs = [attention_map(activation) for activation in self._teacher(images, training=False)[1:]]
+        shapes = [tf.shape(activation)[:3] for activation in activations]
+        return {
+            name: (tf.reshape(our, shape), tf.reshape(their, shape))
+            for name, our, their, shape in zip(self.names, ours, theirs, shapes, strict=True)
+        }
+
+
+def _with_activations(model: keras.Model, names: list[str]) -> keras.Model:
+    outputs = [model.get_layer(name).output for name in names]
+    return keras.Model(model.input, [model.output, *outputs])
+
+
+def _shapes(model: keras.Model) -> list[tuple[int, ...]]:
+    logits, *maps = model.output_shape
+    return [logits[1:], *(shape[1:3] for shape in maps)]

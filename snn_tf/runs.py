@@ -1,0 +1,241 @@
+"""Run folders: what a stage depends on, whether it is done, and the record it leaves.
+
+    <run_dir>/<stage>/stage.json       settings that concern the stage, and its upstream's fingerprint
+    <run_dir>/<stage>/config.flags     all settings, resolved; usable as --flagfile
+    <run_dir>/<stage>/checkpoints/     states of an unfinished training
+    <run_dir>/<stage>/model.keras      the result, where the stage makes a network
+    <run_dir>/<stage>/record.json      written last: the stage is done
+    <run_dir>/tensorboard/<stage>/     TensorBoard's events
+
+Files are written beside their place and renamed, so that one that exists is whole.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from snn_tf import config as configs
+from snn_tf.config import Config
+from snn_tf.errors import UsageError, UserError
+
+UPSTREAM = {
+    configs.TRAIN_ANN: None,
+    configs.COMPRESS: configs.TRAIN_ANN,
+    configs.CONVERT: configs.COMPRESS,
+    configs.TRAIN_SNN: configs.CONVERT,
+    configs.EVALUATE: configs.TRAIN_SNN,
+    configs.EXPORT: configs.TRAIN_SNN,
+}
+_PACKAGES = (
+    "tensorflow",
+    "tf_keras",
+    "tensorflow-model-optimization",
+    "tensorflow-datasets",
+    "numpy",
+    "snn_tf",
+)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a path beside `path` to write to; renames it onto `path` if the block ends well.
+
+    Raises:
+      UserError: the disk is full, or the folder may not be written.
+    """
+    beside = path.with_name(f".writing-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        os.replace(beside, path)
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(f"{path}: could not be written: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """As `replacing`, for a folder; what stood at `path` is removed at the end."""
+    with replacing(path) as beside:
+        shutil.rmtree(beside, ignore_errors=True)
+        yield beside
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes plain types as indented JSON, atomically. Raises `UserError` as `replacing` does."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file of a run. Raises `UserError` if it is not there or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: could not be read: {_first_line(error)}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFolder:
+    """One stage's folder in a run."""
+
+    run_dir: pathlib.Path
+    stage: str
+
+    @property
+    def path(self) -> pathlib.Path:
+        return self.run_dir / self.stage
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        return self.run_dir / "tensorboard" / self.stage
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "record.json").exists()
+
+    def record(self) -> dict[str, Any]:
+        """The stage's record. Raises `UserError` if the stage has not finished."""
+        if not self.done:
+            raise UserError(
+                f"{self.path}: stage {self.stage} has not finished; run --stage={self.stage} first"
+            )
+        return read_json(self.path / "record.json")
+
+    def fingerprint(self) -> str:
+        """Identifies the stage's settings and everything upstream."""
+        return read_json(self.path / "stage.json")["fingerprint"]
+
+    def open(self, config: Config, upstream: "StageFolder | None") -> None:
+        """Makes the folder ready for its stage, new or unfinished or done, with the same settings.
+
+        Raises:
+          UsageError: the folder holds the stage with other settings, and `--overwrite` is not given.
+          UserError: the upstream stage has not finished, or the folder cannot be written.
+        """
+        if upstream:
+            upstream.record()
+        wanted = _identity(self.stage, config, upstream)
+        if (self.path / "stage.json").exists():
+            changes = _changes(read_json(self.path / "stage.json"), wanted)
+            if not changes:
+                return
+            if not config.overwrite:
+                raise UsageError(
+                    f"{self.path} was made with other settings ({changes}); "
+                    "give --overwrite to move it aside, or another --run_dir"
+                )
+            self._move_aside()
+        lines = (
+            f"--{name}={configs.shown(value)}\n" for name, value in dataclasses.asdict(config).items()
+        )
+        with replacing(self.path / "config.flags") as beside:
+            beside.write_text("".join(lines))
+        write_json(self.path / "stage.json", wanted)
+
+    def _move_aside(self) -> None:
+        for folder in (self.path, self.tensorboard):
+            if folder.exists():
+                number = 1
+                while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+                    number += 1
+                folder.rename(aside)
+
+    def finish(self, config: Config, seconds: float, facts: Mapping[str, Any]) -> None:
+        """Writes the record: the stage is done."""
+        provenance = {
+            "stage": self.stage,
+            "config": dataclasses.asdict(config),
+            "fingerprint": self.fingerprint(),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "versions": versions(),
+            "device": device(),
+            "seconds": round(seconds, 3),
+        }
+        write_json(self.path / "record.json", {**provenance, **facts})
+
+    def save_model(self, model: keras.Model) -> None:
+        """Writes `model.keras`: graph, weights and masks."""
+        with replacing(self.path / "model.keras") as beside:
+            # Keras tells the format by the ending.
+            whole = beside.with_suffix(".part.keras")
+            model.save(whole)
+            whole.rename(beside)
+
+    def load_model(self) -> keras.Model:
+        """Reads `model.keras`, as data only. Raises `UserError` if it cannot be read."""
+        path = self.path / "model.keras"
+        try:
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: could not be read: {_first_line(error)}") from error
+
+
+def _identity(stage: str, config: Config, upstream: StageFolder | None) -> dict[str, Any]:
+    settings = json.loads(json.dumps(config.concerning(stage)))
+    above = upstream.fingerprint() if upstream else None
+    text = json.dumps([stage, settings, above], sort_keys=True)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"stage": stage, "settings": settings, "upstream": above, "fingerprint": fingerprint}
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs between two identities, in words; empty if nothing does."""
+    before, after = old["settings"], new["settings"]
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    changes = [f"--{name}={after.get(name)}, was {before.get(name)}" for name in names]
+    if old["upstream"] != new["upstream"]:
+        changes.append("the stage before it was run again with other settings")
+    return "; ".join(changes)
+
+
+def commit() -> str:
+    """Commit of the source tree, with -dirty if it has changes; empty outside a git checkout."""
+    source = pathlib.Path(__file__).parent
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def device() -> str:
+    """The GPU's name, or the processor's and its number of cores."""
+    if gpus := tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

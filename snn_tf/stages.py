@@ -1,0 +1,316 @@
+"""The six stages: each reads its upstream folder and writes its own."""
+
+import dataclasses
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from snn_tf import config as configs
+from snn_tf import (
+    conversion,
+    costs,
+    data,
+    evaluation,
+    export,
+    models,
+    pruning,
+    report,
+    surgery,
+    training,
+)
+from snn_tf.config import Config
+from snn_tf.errors import UsageError, UserError
+from snn_tf.graph import Graph, is_neuron
+from snn_tf.objectives import AttentionGuided, CrossEntropy
+from snn_tf.runs import UPSTREAM, StageFolder, replacing, replacing_folder
+
+Facts = dict[str, Any]
+
+
+def run(config: Config) -> None:
+    """Runs `config.stages()` in order; finished ones are skipped, unfinished ones resumed.
+
+    Raises:
+      UsageError: settings contradict each other or what the run folder holds.
+      UserError: data, files or a training are not as they must be.
+    """
+    source = _Lazy(lambda: data.load(config))
+    for stage in config.stages():
+        if stage == configs.TRAIN_ANN and config.meta_model:
+            print(f"{stage}: taken from {config.meta_model}")
+            continue
+        folder = stage_folder(config, stage)
+        upstream = UPSTREAM[stage]
+        folder.open(config, stage_folder(config, upstream) if upstream else None)
+        if folder.done:
+            print(f"{stage}: done before, skipped ({folder.path})")
+            continue
+        started = time.perf_counter()
+        facts = _STAGES[stage](config, source(), folder)
+        folder.finish(config, facts.pop("seconds", time.perf_counter() - started), facts)
+    _say_results(config)
+
+
+class _Lazy:
+    """Calls a function the first time it is asked."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self.function = function
+        self.value: Any = None
+
+    def __call__(self) -> Any:
+        if self.value is None:
+            self.value = self.function()
+        return self.value
+
+
+def stage_folder(config: Config, stage: str) -> StageFolder:
+    """A stage's folder; the meta-model's may be in another run."""
+    shared = stage == configs.TRAIN_ANN and config.meta_model
+    return StageFolder(pathlib.Path(config.meta_model if shared else config.run_dir), stage)
+
+
+def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
+    """The dense meta-model."""
+    model = models.build(config, "relu", source.spec)
+    models.initialise(model, config.stage_seed(folder.stage))
+    recipe = training.Recipe(
+        config.ann_optimizer, config.ann_learning_rate, config.ann_weight_decay, config.ann_epochs
+    )
+    trainer = training.Trainer(config, recipe, model, CrossEntropy(model, config), source, folder)
+    result = trainer.run()
+    folder.save_model(model)
+    return _trained(trainer, result) | _counts(model)
+
+
+def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
+    """The sparse student, guided by the meta-model."""
+    teacher = _meta_model(config, source)
+    if config.method == "dense":
+        folder.save_model(pruning.wrap(teacher))
+        result = evaluation.Evaluator(teacher, config.batch_size).evaluate(source.validation)
+        return {"validation_accuracy": result.accuracy} | _counts(teacher)
+    student = models.build(config, "relu", source.spec)
+    per_epoch = data.steps_per_epoch(source.train, config.batch_size)
+    pruner = pruning.make_pruner(student, config, per_epoch)
+    seed = config.stage_seed(folder.stage)
+    models.initialise(pruner.model, seed, pruner.start(seed))
+    pruning.project(pruner.model)
+    recipe = training.Recipe(
+        config.ann_optimizer, config.ann_learning_rate, config.ann_weight_decay, config.compress_epochs
+    )
+    objective = AttentionGuided(pruner, teacher, config)
+    trainer = training.Trainer(config, recipe, pruner.model, objective, source, folder, pruner)
+    result = trainer.run()
+    _check_masks(pruner.model, folder)
+    model = pruner.model
+    if isinstance(pruner, pruning.ChannelPruner):
+        model = pruning.wrap(surgery.remove_channels(pruning.unwrap(model), pruner.channels()))
+    folder.save_model(model)
+    return _trained(trainer, result) | _counts(model, teacher)
+
+
+def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
+    """The compressed ANN as an SNN, thresholds calibrated."""
+    compressed = stage_folder(config, configs.COMPRESS).load_model()
+    batches = _calibration_batches(config, source)
+    converted = conversion.convert(pruning.unwrap(compressed), config, batches)
+    model = pruning.wrap(converted.model, pruning.masks(compressed))
+    result = evaluation.Evaluator(model, config.batch_size).evaluate(source.validation)
+    _warn_of_silence(result, folder)
+    folder.save_model(model)
+    print(f"{folder.stage}: validation accuracy right after conversion {100 * result.accuracy:.2f} %")
+    return {"validation_accuracy": result.accuracy, "scales": converted.scales} | _neurons(model, result)
+
+
+def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
+    """The SNN, trained: weights, thresholds and leaks together; masks stay."""
+    model = stage_folder(config, configs.CONVERT).load_model()
+    before = pruning.masks(model)
+    recipe = training.Recipe(
+        config.snn_optimizer, config.snn_learning_rate, config.snn_weight_decay, config.snn_epochs
+    )
+    trainer = training.Trainer(config, recipe, model, CrossEntropy(model, config), source, folder)
+    result = trainer.run()
+    _check_masks(model, folder)
+    if any((before[name] != mask).any() for name, mask in pruning.masks(model).items()):
+        raise UserError(f"{folder.stage}: masks changed in training")
+    folder.save_model(model)
+    return _trained(trainer, result) | _neurons(model, result)
+
+
+def evaluate(config: Config, source: data.Data, folder: StageFolder) -> Facts:
+    """Every network of the run on the test split, with its costs."""
+    dense = _meta_model(config, source)
+    original = evaluation.synapses(dense)
+
+    def measured(stage: str) -> Facts:
+        model = stage_folder(config, stage).load_model()
+        return _measured(model, source, config.batch_size, original)
+
+    snn = measured(configs.TRAIN_SNN)
+    facts = snn | {
+        "validation_accuracy": stage_folder(config, configs.TRAIN_SNN).record()["validation_accuracy"],
+        "dense_ann": measured(configs.TRAIN_ANN),
+        "compressed_ann": measured(configs.COMPRESS),
+        "converted_snn": measured(configs.CONVERT),
+    }
+    shown = facts | {"config": {"network": config.network, "dataset": config.dataset}}
+    with replacing(folder.path / "layers.png") as beside:
+        report.figure(shown, beside)
+    return facts
+
+
+def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
+    """The SNN as a SavedModel, reloaded and compared."""
+    model = stage_folder(config, configs.TRAIN_SNN).load_model()
+    target = folder.path / "saved_model"
+    with replacing_folder(target) as beside:
+        exported = export.save(model, beside)
+        images = next(iter(data.evaluation_batches(source.test, 64)))[0].numpy()
+        agreement = export.check(exported, beside, images)
+    with tempfile.TemporaryDirectory() as scratch:
+        dense = pathlib.Path(scratch) / "saved_model"
+        export.save(_meta_model(config, source), dense)
+        dense_sizes = export.sizes(dense)
+    accuracy = stage_folder(config, configs.TRAIN_SNN).record()["validation_accuracy"]
+    return {
+        "validation_accuracy": accuracy,
+        **agreement,
+        **export.sizes(target),
+        "dense_ann": dense_sizes,
+    }
+
+
+def _meta_model(config: Config, source: data.Data) -> keras.Model:
+    """The teacher, checked against the data set of this run."""
+    folder = stage_folder(config, configs.TRAIN_ANN)
+    made_with = folder.record()["config"]
+    for name in ("dataset", "image_size", "validation_fraction"):
+        if made_with[name] != getattr(config, name):
+            raise UsageError(
+                f"--meta_model={config.meta_model}: trained with --{name}={made_with[name]}, "
+                f"not --{name}={getattr(config, name)}"
+            )
+    teacher = folder.load_model()
+    shapes = tuple(teacher.input_shape[1:]), teacher.output_shape[-1]
+    wanted = tuple(source.spec.image_shape), source.spec.num_classes
+    if shapes != wanted:
+        raise UsageError(
+            f"--meta_model={config.meta_model}: for images and classes {shapes}, "
+            f"but --dataset={config.dataset} has {wanted}"
+        )
+    teacher.trainable = False
+    return teacher
+
+
+def _calibration_batches(config: Config, source: data.Data) -> list[np.ndarray]:
+    """Training images in an order of the stage's own, without augmentation."""
+    size = min(config.calibration_batch_size, len(source.train))
+    per_epoch = data.steps_per_epoch(source.train, size)
+    plain = dataclasses.replace(source.spec, augment="none")
+    batches = data.training_batches(
+        source.train,
+        plain,
+        size,
+        config.stage_seed(configs.CONVERT),
+        0,
+        min(config.calibration_batches, per_epoch),
+    )
+    return [images.numpy() for images, _ in batches]
+
+
+def _trained(trainer: training.Trainer, result: evaluation.Evaluation) -> Facts:
+    return {
+        "validation_accuracy": result.accuracy,
+        "steps": trainer.total_steps,
+        "seconds": float(trainer.seconds),
+    }
+
+
+def _counts(model: keras.Model, original: keras.Model | None = None) -> Facts:
+    """Weights, MACs and densities of an ANN, in all and per layer, against the uncut network."""
+    dense = evaluation.synapses(original) if original else None
+    return costs.ann_costs(evaluation.synapses(model), dense=dense)
+
+
+def _measured(
+    model: keras.Model, source: data.Data, batch_size: int, original: list[costs.Synapses]
+) -> Facts:
+    """Accuracy on the test split, activity and costs of one network."""
+    result = evaluation.Evaluator(model, batch_size).evaluate(source.test)
+    layers = evaluation.synapses(model)
+    facts = {
+        "test_accuracy": result.accuracy,
+        "num_examples": result.num_examples,
+        "confusion": result.confusion.tolist(),
+    }
+    if not evaluation.is_spiking(model):
+        return facts | costs.ann_costs(layers, dense=original)
+    neurons = sum(result.neurons.values())
+    counted = costs.snn_costs(layers, result.activities, result.timesteps, neurons, dense=original)
+    return facts | {"timesteps": result.timesteps} | counted | _neurons(model, result)
+
+
+def _neurons(model: keras.Model, result: evaluation.Evaluation) -> Facts:
+    """Activity and parameters of an SNN's neurons, in all and per layer."""
+    rates = result.spike_rates()
+    return {
+        "spikes_per_neuron": result.spikes_per_neuron(),
+        "neurons": [
+            {
+                "name": name,
+                "neurons": result.neurons[name],
+                "spikes_per_neuron": result.spikes[name] / result.neurons[name],
+                "spike_rate": rates[name],
+                "v_th": float(layer.cell.v_th),
+                "leak": float(layer.cell.leak),
+            }
+            for name, layer in Graph.of(model).select(is_neuron).items()
+        ],
+    }
+
+
+def _check_masks(model: keras.Model, folder: StageFolder) -> None:
+    if stray := pruning.stray_weights(model):
+        raise UserError(f"{folder.stage}: weights outside their mask are not zero: {stray}")
+
+
+def _warn_of_silence(result: evaluation.Evaluation, folder: StageFolder) -> None:
+    for name, rate in result.spike_rates().items():
+        if rate in (0.0, 1.0):
+            habit = "never fires" if rate == 0.0 else "fires at every step"
+            remedy = "lower" if rate == 0.0 else "raise"
+            print(f"{folder.stage}: warning: layer {name} {habit}; {remedy} --v_th_scale")
+
+
+def _say_results(config: Config) -> None:
+    """Prints the table and where everything is, if the run has been evaluated."""
+    evaluated, exported = (stage_folder(config, stage) for stage in (configs.EVALUATE, configs.EXPORT))
+    if evaluated.done:
+        print(f"\n{report.summary(evaluated.record())}\n")
+        print(f"records      {config.run_dir}/*/record.json")
+        print(f"figure       {evaluated.path / 'layers.png'}")
+    if exported.done:
+        facts = exported.record()
+        size, dense = facts["bytes_gzipped"] / 2**20, facts["dense_ann"]["bytes_gzipped"] / 2**20
+        print(
+            f"SavedModel   {exported.path / 'saved_model'}  "
+            f"({size:.2f} MiB gzipped; the dense ANN's: {dense:.2f} MiB)"
+        )
+    print(f"TensorBoard  tensorboard --logdir {config.run_dir}/tensorboard")
+
+
+_STAGES: dict[str, Callable[[Config, data.Data, StageFolder], Facts]] = {
+    configs.TRAIN_ANN: train_ann,
+    configs.COMPRESS: compress,
+    configs.CONVERT: convert,
+    configs.TRAIN_SNN: train_snn,
+    configs.EVALUATE: evaluate,
+    configs.EXPORT: export_snn,
+}

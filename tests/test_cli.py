@@ -1,0 +1,107 @@
+"""The command line as its user meets it: help, mistakes in one line, TensorFlow only when needed."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snn_tf import cli
+from snn_tf.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+MISTAKES = {
+    "unknown flag": (["--bogus=1"], "'bogus'"),
+    "typo": (["--densty=0.1"], "Did you mean: density"),
+    "not a number": (["--density=half"], "--density=half"),
+    "not a whole number": (["--timesteps=1.5"], "--timesteps=1.5"),
+    "not a boolean": (["--overwrite=maybe"], "--overwrite=maybe"),
+    "not steps": (["--profile_steps=a,b"], "--profile_steps=a,b: must be whole numbers, such as 10,20"),
+    "missing value": (["--density"], "density"),
+    "out of range": (["--density=2"], "--density=2.0: must be in (0, 1]"),
+    "not finite": (["--attention=nan"], "--attention=nan: must be at least 0"),
+    "unknown choice": (["--structure=blocks"], "--structure=blocks: must be one of irregular, channel"),
+    "unknown stage": (["--stage=train"], "--stage=train: must be one of all, train_ann, "),
+    "contradiction": (
+        ["--method=magnitude_uniform", "--structure=channel"],
+        "--structure=channel: must be irregular with --method=magnitude_uniform",
+    ),
+    "last value wins": (["--density=0.1", "--density=3"], "--density=3.0"),
+    "stray argument": (["quickstart"], "quickstart: flags start with --"),
+    "missing flagfile": (["--flagfile=flags/missing.flags"], "flags/missing.flags"),
+    "flagfile without a name": (["--flagfile"], "--flagfile"),
+}
+
+
+def train(*words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Runs `python train.py WORDS` in the repository's root; `options` go to the interpreter."""
+    command = [sys.executable, *options, "train.py", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def loaded_modules(*words: str) -> set[str]:
+    """Top-level modules that `train.py` loads before it exits."""
+    lines = train(*words, options=("-X", "importtime")).stderr.splitlines()
+    return {
+        line.split("|")[-1].strip().split(".")[0] for line in lines if line.startswith("import time:")
+    }
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_help_exits_0_and_shows_every_setting(flag):
+    result = train("--density=0.1", flag)
+    assert (result.returncode, result.stderr) == (0, "")
+    for field in dataclasses.fields(Config):
+        assert f"  --{field.name}  (" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "group", "following"),
+    [
+        ("  --density  (default 0.05; in (0, 1])", "Compression", "SNN"),
+        ("  --timesteps  (default 5; steps; at least 1)", "SNN", "Execution"),
+        ("  --structure  (default irregular; one of irregular, channel)", "Compression", "Conversion"),
+        ("  --meta_model  (default empty)", "Run", "Data"),
+        ("  --profile_steps  (default none; steps; at least 0)", "Execution", None),
+    ],
+)
+def test_help_text_gives_default_unit_and_range_under_its_group(line, group, following):
+    lines = cli.help_text().splitlines()
+    assert lines.index(group) < lines.index(line)
+    assert following is None or lines.index(line) < lines.index(following)
+
+
+def test_help_text_fits_a_terminal():
+    assert max(map(len, cli.help_text().splitlines())) <= 105
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_exits_2_with_one_line(words, said):
+    result = train(*words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("train.py: ") and result.stderr.count("\n") == 1
+    assert said in result.stderr
+
+
+def test_mistake_in_a_flagfile_exits_2_with_one_line(tmp_path):
+    (tmp_path / "inner.flags").write_text("# a comment\n\n--density=7\n")
+    (tmp_path / "outer.flags").write_text(f"--flagfile={tmp_path}/inner.flags\n--seed=1\n")
+    result = train(f"--flagfile={tmp_path}/outer.flags")
+    assert result.returncode == 2
+    assert result.stderr == "train.py: --density=7.0: must be in (0, 1]\n"
+
+
+def test_flag_after_a_flagfile_overrides_it(tmp_path):
+    (tmp_path / "wide.flags").write_text("--density=7\n")
+    result = train(f"--flagfile={tmp_path}/wide.flags", "--density=8")
+    assert result.stderr == "train.py: --density=8.0: must be in (0, 1]\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--bogus=1"], ["--density=2"]], ids=["help", "flag", "value"]
+)
+def test_answer_comes_without_tensorflow(words):
+    loaded = loaded_modules(*words)
+    assert {"snn_tf", "absl"} <= loaded
+    assert not loaded & {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}

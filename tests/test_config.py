@@ -1,0 +1,257 @@
+"""Settings: defaults, ranges, contradictions, the stages they concern, and flags there and back."""
+
+import dataclasses
+import math
+
+import pytest
+from absl import flags
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snn_tf import cli
+from snn_tf.config import STAGES, Config, Setting, shown
+from snn_tf.errors import UsageError
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+SETTINGS: dict[str, Setting] = {name: field.metadata["setting"] for name, field in FIELDS.items()}
+NUMBERS = [name for name, field in FIELDS.items() if type(field.default) in (int, float)]
+FLOATS = [name for name in NUMBERS if type(FIELDS[name].default) is float]
+WORDS = [name for name, setting in SETTINGS.items() if setting.choices]
+# Where a run lies, how it is watched and how fast it goes: no result depends on these.
+WITHOUT_RESULT = {
+    "run_dir",
+    "stage",
+    "meta_model",
+    "overwrite",
+    "data_dir",
+    "manual_dir",
+    "cache_gib",
+    "lif",
+    "jit_compile",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "profile_steps",
+}
+
+
+def values(name: str) -> st.SearchStrategy:
+    """Allowed values of a setting, its bounds among them."""
+    setting, default = SETTINGS[name], FIELDS[name].default
+    if name == "stage":
+        return st.lists(st.sampled_from(setting.choices), min_size=1, unique=True).map(tuple)
+    if name == "profile_steps":
+        pair = st.tuples(st.integers(0, 1000), st.integers(1, 1000)).map(lambda ab: (ab[0], sum(ab)))
+        return st.just(()) | pair
+    if setting.choices:
+        return st.sampled_from(setting.choices)
+    if isinstance(default, bool):
+        return st.booleans()
+    if isinstance(default, int):
+        return st.integers(int(setting.low), int(min(setting.high, 2**40)))
+    if isinstance(default, float):
+        high = None if setting.high == math.inf else setting.high
+        return st.floats(
+            setting.low,
+            high,
+            allow_nan=False,
+            allow_infinity=False,
+            exclude_min=setting.low_open,
+            exclude_max=setting.high_open,
+        )
+    return st.text()
+
+
+def without_contradictions(chosen: dict) -> Config:
+    """A `Config` of independently drawn values, made to agree where settings depend on each other."""
+    end, start = sorted((chosen["drop_fraction"], chosen["drop_fraction_end"]))
+    agreeing = {"drop_fraction": start, "drop_fraction_end": end}
+    if chosen["method"] == "magnitude_uniform":
+        agreeing |= {"structure": "irregular", "budget": "weights"}
+    return Config(**(chosen | agreeing))
+
+
+CONFIGS = st.fixed_dictionaries({name: values(name) for name in FIELDS}).map(without_contradictions)
+
+
+def from_flags(words: list[str]) -> Config:
+    """The settings to which command line words lead."""
+    flag_values = flags.FlagValues()
+    cli.define_flags(flag_values)
+    flag_values(["train.py", *words])
+    return cli.config_from_flags(flag_values)
+
+
+def fields_of(stage: str) -> set[str]:
+    return set(Config().concerning(stage))
+
+
+@given(CONFIGS)
+def test_config_survives_the_way_through_flags(config):
+    words = [f"--{name}={shown(getattr(config, name))}" for name in FIELDS]
+    assert from_flags(words) == config
+
+
+def test_config_without_flags_is_the_default():
+    assert from_flags([]) == Config()
+
+
+def test_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().density = 0.1
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "line"),
+    [
+        ("density", 0.0, "--density=0.0: must be in (0, 1]"),
+        ("density", 1.5, "--density=1.5: must be in (0, 1]"),
+        ("dropout", 1.0, "--dropout=1.0: must be in [0, 1)"),
+        ("validation_fraction", 1.0, "--validation_fraction=1.0: must be in (0, 1)"),
+        ("distillation", -0.1, "--distillation=-0.1: must be in [0, 1]"),
+        ("calibration_percentile", 100.1, "--calibration_percentile=100.1: must be in (0, 100]"),
+        ("timesteps", 0, "--timesteps=0: must be at least 1"),
+        ("batch_size", -3, "--batch_size=-3: must be at least 1"),
+        ("v_th_scale", 0.0, "--v_th_scale=0.0: must be above 0"),
+        ("seed", 2**31, "--seed=2147483648: must be in [0, 2.14748e+09]"),
+        ("attention", math.nan, "--attention=nan: must be at least 0"),
+        ("width", math.inf, "--width=inf: must be above 0"),
+        ("structure", "channels", "--structure=channels: must be one of irregular, channel"),
+        ("budget", "", "--budget=: must be one of weights, macs"),
+        (
+            "stage",
+            ("convert", "train"),
+            "--stage=convert,train: must be one of all, " + ", ".join(STAGES),
+        ),
+        ("profile_steps", (10,), "--profile_steps=10: must be two rising steps, such as 10,20"),
+        ("profile_steps", (20, 10), "--profile_steps=20,10: must be two rising steps, such as 10,20"),
+        ("profile_steps", (-1, 10), "--profile_steps=-1,10: must be at least 0"),
+    ],
+)
+def test_config_error_names_flag_value_and_what_is_allowed(flag, value, line):
+    with pytest.raises(UsageError) as caught:
+        Config(**{flag: value})
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_config_number_outside_its_bounds_is_refused(name):
+    setting, whole = SETTINGS[name], isinstance(FIELDS[name].default, int)
+    outside = [setting.low if setting.low_open else setting.low - 1]
+    if setting.high < math.inf:
+        outside.append(setting.high if setting.high_open else setting.high + 1)
+    for value in outside:
+        with pytest.raises(UsageError, match=rf"^--{name}="):
+            Config(**{name: int(value) if whole else value})
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_config_number_that_is_not_finite_is_refused(name, value):
+    with pytest.raises(UsageError, match=rf"^--{name}={value}: must be "):
+        Config(**{name: value})
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_config_unknown_choice_is_refused_with_all_choices(name):
+    value = ("other",) if isinstance(FIELDS[name].default, tuple) else "other"
+    with pytest.raises(UsageError) as caught:
+        Config(**{name: value})
+    assert str(caught.value) == f"--{name}=other: must be one of {', '.join(SETTINGS[name].choices)}"
+
+
+def test_config_drop_fraction_that_would_rise_is_refused():
+    with pytest.raises(UsageError) as caught:
+        Config(drop_fraction=0.1, drop_fraction_end=0.2)
+    assert str(caught.value) == "--drop_fraction_end=0.2: must be at most --drop_fraction=0.1"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "needed"), [("structure", "channel", "irregular"), ("budget", "macs", "weights")]
+)
+def test_config_stock_pruning_with_what_it_cannot_do_is_refused(flag, value, needed):
+    with pytest.raises(UsageError) as caught:
+        Config(method="magnitude_uniform", **{flag: value})
+    assert str(caught.value) == f"--{flag}={value}: must be {needed} with --method=magnitude_uniform"
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"),
+    [
+        (Setting("", ""), ""),
+        (Setting("", "", low=2), "at least 2"),
+        (Setting("", "", low=2, low_open=True), "above 2"),
+        (Setting("", "", low=0, high=1), "in [0, 1]"),
+        (Setting("", "", low=0, high=1, low_open=True, high_open=True), "in (0, 1)"),
+        (Setting("", "", choices=("a", "b")), "one of a, b"),
+    ],
+)
+def test_setting_says_what_is_allowed(setting, allowed):
+    assert setting.allowed() == allowed
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_setting_has_help_group_and_known_stages(name):
+    setting = SETTINGS[name]
+    assert setting.help.endswith(".") and setting.group
+    assert set(setting.stages) <= set(STAGES)
+    assert len(set(setting.stages)) == len(setting.stages)
+
+
+def test_setting_groups_are_not_interrupted():
+    groups = [setting.group for setting in SETTINGS.values()]
+    changes = [group for before, group in zip(["", *groups], groups, strict=False) if group != before]
+    assert len(changes) == len(set(changes))
+
+
+def test_settings_without_a_stage_are_those_no_result_depends_on():
+    assert {name for name, setting in SETTINGS.items() if not setting.stages} == WITHOUT_RESULT
+
+
+@pytest.mark.parametrize(
+    ("stage", "inside", "outside"),
+    [
+        (
+            "train_ann",
+            {"ann_epochs", "augment", "momentum", "seed"},
+            {"density", "snn_epochs", "timesteps"},
+        ),
+        (
+            "compress",
+            {"density", "method", "attention", "ann_learning_rate"},
+            {"ann_epochs", "timesteps"},
+        ),
+        (
+            "convert",
+            {"v_th_scale", "timesteps", "calibration_batches", "seed"},
+            {"density", "batch_size"},
+        ),
+        (
+            "train_snn",
+            {"snn_learning_rate", "train_leak", "surrogate", "seed"},
+            {"ann_epochs", "density"},
+        ),
+        ("evaluate", {"dataset", "network", "precision"}, {"batch_size", "snn_epochs", "density"}),
+        ("export", {"dataset", "network", "width"}, {"batch_size", "snn_epochs", "density"}),
+    ],
+)
+def test_config_concerning_holds_what_a_stage_depends_on(stage, inside, outside):
+    assert inside <= fields_of(stage)
+    assert not outside & fields_of(stage)
+
+
+def test_config_concerning_carries_the_values():
+    assert Config(density=0.1).concerning("compress")["density"] == 0.1
+
+
+def test_config_stages_follow_the_pipeline():
+    assert Config().stages() == STAGES
+    assert Config(stage=("evaluate", "train_ann")).stages() == ("train_ann", "evaluate")
+    assert Config(stage=("convert", "all")).stages() == STAGES
+
+
+def test_config_stage_seeds_are_distinct_and_within_range():
+    seeds = [Config(seed=seed).stage_seed(stage) for seed in (0, 1) for stage in STAGES]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert Config(seed=1).stage_seed("compress") == Config(seed=1, density=0.1).stage_seed("compress")

@@ -1,0 +1,163 @@
+"""The flagfiles: each parses, is named after what it sets, and says nothing twice."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from snn_tf import cli
+from snn_tf.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE, SMALL = "--flagfile=flags/base.flags", "--flagfile=flags/small.flags"
+SHARED = ("base", "small")
+NAMES = sorted(path.stem for path in (ROOT / "flags").glob("*.flags"))
+RUNS = [name for name in NAMES if name not in SHARED]
+EXPERIMENTS = [name for name in RUNS if name != "quickstart"]
+PATTERN = re.compile(
+    r"(?P<dataset>cifar10|cifar100|tiny_imagenet)_(?P<network>(?:vgg|resnet)\d+)_"
+    r"(?:(?P<dense>dense)|(?P<structure>irregular|channel)_(?P<density>0\.\d+))_t(?P<timesteps>\d+)"
+    r"(?P<small>_small)?"
+)
+# Data sets and networks of the paper.
+PAPER = {
+    ("cifar10", "vgg16"),
+    ("cifar10", "resnet12"),
+    ("cifar100", "vgg11"),
+    ("cifar100", "vgg16"),
+    ("cifar100", "resnet12"),
+    ("tiny_imagenet", "vgg16"),
+}
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def parsed(words: list[str]) -> Config:
+    """The settings to which command line words lead, read by absl as `train.py` reads them."""
+    flag_values = flags.FlagValues()
+    cli.define_flags(flag_values)
+    rest = flag_values(["train.py", *words])
+    assert rest == ["train.py"]
+    return cli.config_from_flags(flag_values)
+
+
+def text(name: str) -> str:
+    return (ROOT / "flags" / f"{name}.flags").read_text()
+
+
+def settings(name: str) -> list[str]:
+    """A flagfile's own lines, without comments and blank lines."""
+    return [line for line in text(name).splitlines() if line and not line.startswith("#")]
+
+
+def header(name: str) -> dict[str, str]:
+    """The header's entries, `# Key: value`."""
+    return dict(re.findall(r"^# ([A-Z][a-z ]+): (.+)$", text(name), re.MULTILINE))
+
+
+def match(name: str) -> re.Match:
+    found = PATTERN.fullmatch(name)
+    assert found, f"{name} is not dataset_model_structure_density_timesteps"
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flagfile_is_parsed(name):
+    assert isinstance(parsed([f"--flagfile=flags/{name}.flags"]), Config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flagfile_has_no_idle_line(name):
+    lines = settings(name)
+    whole = parsed(lines)
+    idle = [line for i, line in enumerate(lines) if parsed(lines[:i] + lines[i + 1 :]) == whole]
+    assert not idle
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flagfile_sets_no_flag_twice(name):
+    flags_set = [line.split("=")[0] for line in settings(name) if not line.startswith("--flagfile=")]
+    assert len(flags_set) == len(set(flags_set))
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_flagfile_includes_no_other(name):
+    assert not [line for line in settings(name) if line.startswith("--flagfile")]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_flagfile_starts_with_base(name):
+    expected = [BASE, SMALL] if name.endswith("_small") else [BASE]
+    assert [line for line in settings(name) if line.startswith("--flagfile")] == expected
+    assert settings(name)[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_flagfile_header_is_complete(name):
+    entries = header(name)
+    assert {"Paper", "Command", "Expected time", "Expected numbers"} <= set(entries)
+    command = f"python train.py --flagfile=flags/{name}.flags"
+    assert entries["Command"].removesuffix(" --manual_dir=FOLDER") == command
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_flagfile_run_dir_is_named_after_the_file(name):
+    assert parsed(settings(name)).run_dir == f"runs/{name}"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_flagfile_name_agrees_with_settings(name):
+    fields, config = match(name), parsed(settings(name))
+    assert config.dataset == fields["dataset"]
+    assert config.network == fields["network"]
+    assert config.timesteps == int(fields["timesteps"])
+    assert (config.method == "dense") == bool(fields["dense"])
+    if not fields["dense"]:
+        assert config.structure == fields["structure"]
+        assert config.density == float(fields["density"])
+    assert (config.width < 1) == bool(fields["small"])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_flagfile_meta_model_is_trained_by_its_dense_sibling(name):
+    config = parsed(settings(name))
+    if not config.meta_model:
+        assert config.method == "dense"
+        assert "Needs" not in header(name)
+        return
+    sibling = config.meta_model.removeprefix("runs/")
+    teacher = parsed(settings(sibling))
+    assert teacher.method == "dense" and not teacher.meta_model
+    assert teacher.concerning("train_ann") == config.concerning("train_ann")
+    assert header(name)["Needs"] == f"train_ann of flags/{sibling}.flags."
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("_small")])
+def test_small_flagfile_differs_from_the_full_one_only_by_what_is_small(name):
+    full = dataclasses.asdict(parsed(settings(name.removesuffix("_small"))))
+    small = dataclasses.asdict(parsed(settings(name)))
+    shared = {line.split("=")[0].removeprefix("--") for line in settings("small")}
+    assert {key for key in full if full[key] != small[key]} <= shared | {"run_dir", "meta_model"}
+
+
+def test_flagfiles_differ_in_more_than_their_folder():
+    configs = [dataclasses.replace(parsed(settings(name)), run_dir="") for name in RUNS]
+    assert len(set(configs)) == len(configs)
+
+
+def test_experiments_cover_every_network_and_structure_of_the_paper():
+    found = {(m["dataset"], m["network"], m["dense"] or m["structure"]) for m in map(match, EXPERIMENTS)}
+    assert {(*pair, form) for pair in PAPER for form in ("dense", "irregular", "channel")} <= found
+    assert "0.0299" in {m["density"] for m in map(match, EXPERIMENTS)}
+
+
+def test_quickstart_needs_no_download_and_no_other_run():
+    config = parsed(settings("quickstart"))
+    assert config.dataset == "digits"
+    assert config.meta_model == ""
+    assert config.stages()[0] == "train_ann" and config.stages()[-1] == "export"
