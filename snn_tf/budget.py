@@ -93,7 +93,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Churn:
-    """Weights that a mask update dropped and grew in each layer."""
+    """Units that an update dropped and grew: weights of each layer, or channels of each group."""
 
     dropped: Counts
     grown: Counts

@@ -20,7 +20,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from snn_tf.budget import Counts, check_affordable, target_cost
+from snn_tf.budget import Churn, Counts, check_affordable, target_cost
 
 Channels = dict[str, np.ndarray]
 Unit = tuple[str, int]
@@ -121,7 +121,7 @@ def update_channels(
     active: Mapping[str, np.ndarray],
     budget: ChannelBudget,
     p: float,
-) -> Channels:
+) -> tuple[Channels, Churn]:
     """Drops the channels of smallest norm and regrows, over all groups, those of largest score.
 
     A group loses min(floor(p active), inactive, active - 1) channels. Those that were inactive before
@@ -137,19 +137,22 @@ def update_channels(
       p: share dropped, in [0, 1].
 
     Returns:
-      The new active channels. Inputs are left as they are.
+      The new active channels, and what changed. Inputs are left as they are.
     """
-    kept = {group: active[group].copy() for group in budget.sizes}
-    for group, flags in kept.items():
+    new = {group: active[group].copy() for group in budget.sizes}
+    for group, flags in new.items():
         count = int(np.count_nonzero(flags))
         drop = min(int(p * count), flags.size - count, count - 1)
         channels = np.flatnonzero(flags)
         flags[channels[np.argsort(norms[group][channels], kind="stable")[:drop]]] = False
-    dropped = {group: active[group] & ~flags for group, flags in kept.items()}
-    candidates = {group: ~active[group] for group in kept}
-    _grow(kept, _by_value(scores, candidates), budget)
-    _grow(kept, _by_value(scores, dropped), budget)
-    return kept
+    dropped = {group: active[group] & ~flags for group, flags in new.items()}
+    _grow(new, _by_value(scores, {group: ~active[group] for group in new}), budget)
+    _grow(new, _by_value(scores, dropped), budget)
+    churn = Churn(
+        {group: int(np.count_nonzero(active[group] & ~flags)) for group, flags in new.items()},
+        {group: int(np.count_nonzero(flags & ~active[group])) for group, flags in new.items()},
+    )
+    return new, churn
 
 
 def magnitude_channels(values: Mapping[str, np.ndarray], budget: ChannelBudget) -> Channels:

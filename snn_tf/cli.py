@@ -3,14 +3,15 @@
 Help and flag errors are answered before TensorFlow is loaded.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from snn_tf import config as configs
 from snn_tf.config import Config
@@ -73,16 +74,33 @@ def help_text() -> str:
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses `argv` into absl's flags; answers help (exit 0) and mistakes (exit 2) itself."""
-    if any(word in ("--help", "-help", "-h", "--helpshort", "--helpfull") for word in argv[1:]):
+    if any(word.lstrip("-").startswith("help") or word == "-h" for word in argv[1:]):
         print(help_text())
         sys.exit(0)
     try:
         rest = flags.FLAGS(list(argv))
         if len(rest) > 1:
             raise UsageError(f"{rest[1]}: flags start with --, such as --density=0.05")
-    except (flags.Error, UsageError, OSError) as error:
+    except (flags.Error, UsageError, OSError, UnicodeDecodeError) as error:
         _fail(error, UsageError.exit_code)
     return rest
+
+
+@contextlib.contextmanager
+def _quiet_import(quiet: bool) -> Iterator[None]:
+    """Sends to nowhere what TensorFlow writes to standard error while it is loaded."""
+    if not quiet:
+        yield
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _fail(error: BaseException, code: int) -> None:
@@ -90,20 +108,15 @@ def _fail(error: BaseException, code: int) -> None:
     sys.exit(code)
 
 
-def _main(argv: Sequence[str]) -> None:
-    del argv
-    try:
-        config = config_from_flags()
-        logging.set_verbosity(flags.FLAGS.verbosity)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if logging.get_verbosity() >= 0 else "3")
-        from snn_tf import stages
-
-        stages.run(config)
-    except UserError as error:
-        _fail(error, error.exit_code)
-
-
 def run() -> None:
     """Entry point of `train.py` and of the console script `snn-train`."""
     define_flags()
-    app.run(_main, flags_parser=parse)
+    parse(sys.argv)
+    logging.set_verbosity(flags.FLAGS.verbosity)
+    try:
+        config = config_from_flags()
+        with _quiet_import(flags.FLAGS.verbosity < 0):
+            from snn_tf import stages
+        stages.run(config)
+    except UserError as error:
+        _fail(error, error.exit_code)

@@ -69,7 +69,8 @@ class Evaluator:
         inputs = {name: layer.input for name, layer in self._driven.items()}
         spikes = {name: layer.output for name, layer in self._neurons.items() if is_spiking(model)}
         self._activity = keras.Model(model.input, (model.output, inputs, spikes))
-        self._inspect = tf.function(self._inspected, reduce_retracing=True)
+        signature = [tf.TensorSpec(model.input_shape, tf.uint8)]
+        self._inspect = tf.function(self._inspected, input_signature=signature)
 
     def _inspected(self, images):
         logits, inputs, spikes = self._activity(images, training=False)

@@ -16,6 +16,9 @@ import tf_keras as keras
 from snn_tf.neuron import lif_scan, lif_step
 from snn_tf.surrogate import Surrogate
 
+LEAST = 1e-3
+"""Smallest leak and v_th that training can reach: both stay above 0."""
+
 _register = keras.saving.register_keras_serializable("snn_tf")
 _seed: contextvars.ContextVar[tf.Tensor] = contextvars.ContextVar("dropout_seed")
 
@@ -58,10 +61,14 @@ class LIFCell(keras.layers.Layer):
     def build(self, input_shape):
         self.state_size = tf.TensorShape(input_shape[1:])
         self.output_size = self.state_size
-        ones = keras.initializers.Ones()
-        self.leak = self.add_weight("leak", shape=(), dtype="float32", initializer=ones)
-        self.v_th = self.add_weight("v_th", shape=(), dtype="float32", initializer=ones)
+        self.leak = self._scalar("leak", lambda leak: tf.clip_by_value(leak, LEAST, 1.0))
+        self.v_th = self._scalar("v_th", lambda v_th: tf.maximum(v_th, LEAST))
         super().build(input_shape)
+
+    def _scalar(self, name, constraint):
+        """A weight of 1 that the optimizer puts through `constraint` after every step."""
+        one = keras.initializers.Ones()
+        return self.add_weight(name, shape=(), dtype="float32", initializer=one, constraint=constraint)
 
     def call(self, inputs, states, training=None):
         """inputs: I[t], [B, ...]; states: [u[t−1]]. Returns o[t] and [u[t]]."""

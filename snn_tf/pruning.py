@@ -5,6 +5,7 @@ read-only dict by layer name. A `Pruner` decides when masks change; which weight
 in `snn_tf.sparsity` and `snn_tf.channels`. tfmot is imported here and nowhere else.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
+from snn_tf import budget as budgets
 from snn_tf import channels, sparsity
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
@@ -227,11 +229,11 @@ class IrregularPruner(Pruner):
         self.output_layer = list(self.wrappers)[-1]
         self.budget(config.density)
 
-    def budget(self, density: float) -> sparsity.Budget:
+    def budget(self, density: float) -> budgets.Budget:
         """The budget at a density. Raises `UsageError` if the floors do not fit into it."""
         shapes = {name: w.layer.kernel.shape for name, w in self.wrappers.items()}
         by_macs = self.config.budget == "macs"
-        return sparsity.Budget(
+        return budgets.Budget(
             sizes={name: math.prod(shape) for name, shape in shapes.items()},
             unit_costs={
                 name: output_positions(w) if by_macs else 1 for name, w in self.wrappers.items()
@@ -322,20 +324,25 @@ class ChannelPruner(Pruner):
 
     def revise(self, step):
         budget = self.budget(self.density_now(step))
-        norms = channels.channel_norms(self.kernels(), self.layers)
+        norms, per_weight = self._norms(self.kernels())
         if self.config.method == "magnitude":
-            per_weight = self._per_slice(norms)
             return self._assign(channels.magnitude_channels(per_weight, budget))
-        scores = {name: score.numpy() for name, score in self.scores.items()}
-        saliency = self._per_slice(channels.channel_norms(scores, self.layers))
+        _, saliency = self._norms({name: score.numpy() for name, score in self.scores.items()})
         p = self.drop_fraction(step)
         new, _ = channels.update_channels(norms, saliency, self.channels(), budget, p)
         self._assign(new)
 
-    def _per_slice(self, norms: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Norms divided by the square root of the number of weights they are taken over."""
-        sizes = channels.slice_sizes(self.layers)
-        return {group: norm / math.sqrt(sizes[group]) for group, norm in norms.items()}
+    def _norms(self, kernels: Masks) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Frobenius norm of each unit's slices towards active channels, and it over √(slice size)."""
+        active = self.channels()
+        cut, layers = {}, []
+        for layer in self.layers:
+            kept = active[layer.out_group] if layer.out_group else np.ones(layer.out_channels, bool)
+            cut[layer.name] = kernels[layer.name][..., kept]
+            layers.append(dataclasses.replace(layer, out_channels=int(kept.sum())))
+        norms = channels.channel_norms(cut, layers)
+        sizes = channels.slice_sizes(layers)
+        return norms, {group: norm / math.sqrt(sizes[group]) for group, norm in norms.items()}
 
     def _assign(self, new: Mapping[str, np.ndarray]) -> None:
         for group, variable in self.active.items():

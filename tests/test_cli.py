@@ -15,6 +15,7 @@ MISTAKES = {
     "unknown flag": (["--bogus=1"], "'bogus'"),
     "typo": (["--densty=0.1"], "Did you mean: density"),
     "not a number": (["--density=half"], "--density=half"),
+    "value of two lines": (["--density=0.1\n0.2"], "--density=0.1 0.2"),
     "not a whole number": (["--timesteps=1.5"], "--timesteps=1.5"),
     "not a boolean": (["--overwrite=maybe"], "--overwrite=maybe"),
     "not steps": (["--profile_steps=a,b"], "--profile_steps=a,b: must be whole numbers, such as 10,20"),

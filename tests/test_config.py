@@ -5,7 +5,7 @@ import math
 
 import pytest
 from absl import flags
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snn_tf import cli
@@ -86,6 +86,7 @@ def fields_of(stage: str) -> set[str]:
     return set(Config().concerning(stage))
 
 
+@settings(deadline=None)
 @given(CONFIGS)
 def test_config_survives_the_way_through_flags(config):
     words = [f"--{name}={shown(getattr(config, name))}" for name in FIELDS]

@@ -12,20 +12,23 @@ LEVELS = {
     for level, names in enumerate(
         (
             ("errors",),
-            ("config",),
+            ("config", "budget"),
             ("surrogate", "attention", "sparsity", "channels", "costs"),
             ("neuron",),
-            ("layers", "runs", "graph", "tiny_imagenet"),
-            ("models", "data", "pruning", "surgery"),
-            ("evaluation", "conversion"),
-            ("training", "export", "report", "tensorboard"),
+            ("layers", "runs", "tiny_imagenet"),
+            ("graph", "data"),
+            ("models", "surgery"),
+            ("pruning",),
+            ("evaluation", "conversion", "objectives"),
+            ("summaries",),
+            ("training", "export", "report"),
             ("stages",),
             ("cli",),
         )
     )
     for name in names
 }
-WITHOUT_TENSORFLOW = ("costs", "sparsity", "channels", "config", "report", "errors")
+WITHOUT_TENSORFLOW = ("budget", "costs", "sparsity", "channels", "config", "report", "errors")
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 
 
