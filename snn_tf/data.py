@@ -33,8 +33,16 @@ from snn_tf.errors import UsageError, UserError
 _FOLDER = "folder:"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 # A mirrored digit or letter is another one, or none.
-_CHARACTERS = ("binary_alpha_digits", "cmaterdb", "emnist", "kmnist", "mnist", "mnist_corrupted")
-_CHARACTERS += ("omniglot", "svhn_cropped")
+_CHARACTERS = (
+    "binary_alpha_digits",
+    "cmaterdb",
+    "emnist",
+    "kmnist",
+    "mnist",
+    "mnist_corrupted",
+    "omniglot",
+    "svhn_cropped",
+)
 _DIGITS_TEST = 599
 _PADDING = 4
 _SMALLEST_STD = 1.0  # one grey level
@@ -90,7 +98,7 @@ class ImageFiles:
 
     def read(self, path: str) -> np.ndarray:
         """Like `decode`; raises `UserError` naming the file if it is unreadable or of another size."""
-        with _naming(path):
+        with _naming(path), tf.device("CPU"):
             image = self.decode(path).numpy()
         if image.shape != self.image_shape:
             height, width, _ = image.shape
@@ -279,9 +287,10 @@ def _image_and_label(
     if len(found) != 2 or not all(map(isinstance, found, kinds)) or found[1].num_classes is None:
         raise UserError(f"--dataset={name}: is not an image-classification data set")
     if None in found[0].shape or found[0].dtype != np.uint8:
+        kind = f"{tf.as_dtype(found[0].dtype).name} of shape {found[0].shape}"
         raise UserError(
-            f"--dataset={name}: images must be uint8 of one size, not {tf.as_dtype(found[0].dtype).name} "
-            f"of shape {found[0].shape}; --dataset={_FOLDER}/path with --image_size resizes"
+            f"--dataset={name}: images must be uint8 of one size, not {kind}; "
+            f"--dataset={_FOLDER}/path with --image_size resizes"
         )
     return found[0], found[1]
 
@@ -352,9 +361,9 @@ def _from_folder(config: Config) -> tuple[dict[str, Split], int]:
         if not files:
             raise UserError(f"{parts[split]}: must hold a folder per class; found none")
         paths = np.array([str(path) for name in files for path in files[name]], object)
-        labels = [classes.index(name) for name in files for _ in files[name]]
+        counts = [len(files.get(name, ())) for name in classes]
         images = ImageFiles(paths, image_shape, resize=config.image_size > 0)
-        splits[split] = Split(images, np.array(labels, np.int32))
+        splits[split] = Split(images, np.repeat(np.arange(len(classes), dtype=np.int32), counts))
     if "test" not in splits:
         train = splits["train"]
         splits["train"], splits["test"] = _hold_out(config.dataset, train, max(1, round(len(train) / 5)))
