@@ -115,7 +115,8 @@ class _Calibration:
         if not v_th > 0.0:
             raise UserError(
                 f"layer {name}: the {self.config.calibration_percentile:g}th percentile of its input "
-                f"current is {v_th:g}, so it would never fire; train longer or raise --density"
+                f"current is {v_th:g}, so it would never fire; train longer, or raise --density or "
+                "--calibration_timesteps"
             )
         layer.cell.v_th.assign(v_th)
         fired = [layer(segment(feed)).numpy().astype(bool) for feed in self._feeds(sources)]

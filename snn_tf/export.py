@@ -89,7 +89,7 @@ def check(exported: Exported, folder: pathlib.Path, images: np.ndarray) -> dict[
     with tempfile.TemporaryDirectory() as scratch:
         source, target = os.path.join(scratch, "images.npy"), os.path.join(scratch, "outputs.npz")
         np.save(source, images)
-        command = [sys.executable, "-c", _RELOAD, str(folder), source, target]
+        command = [sys.executable, "-c", _RELOAD, str(folder.resolve()), source, target]
         result = subprocess.run(command, capture_output=True, text=True, cwd=scratch)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
@@ -98,7 +98,7 @@ def check(exported: Exported, folder: pathlib.Path, images: np.ndarray) -> dict[
             there = {name: file[name] for name in here}
     difference = float(np.abs(there["logits"] - here["logits"]).max())
     agreement = float(np.mean(there["logits"].argmax(1) == here["logits"].argmax(1)))
-    if difference > 1e-3 * max(1.0, float(np.abs(here["logits"]).max())):
+    if not difference <= 1e-3 * max(1.0, float(np.abs(here["logits"]).max())):
         raise UserError(f"{folder}: reloaded, its logits differ by up to {difference:g}")
     return {"export_max_difference": difference, "export_agreement": agreement}
 

@@ -187,6 +187,9 @@ class Dropout(keras.layers.Layer):
     Args:
       rate: share of dropped features, in [0, 1).
       timesteps: T, folded into the first axis of the input.
+
+    Raises:
+      ValueError: called in training outside `dropout_seed`.
     """
 
     def __init__(self, rate: float, timesteps: int = 1, **kwargs):
@@ -197,11 +200,17 @@ class Dropout(keras.layers.Layer):
     def call(self, inputs, training=None):
         if not training or self.rate == 0.0:
             return inputs
+        seed = _seed.get(None)
+        if seed is None:
+            raise ValueError(
+                f"dropout layer {self.name}: call the model in training within dropout_seed"
+            )
         salt = zlib.crc32(self.name.encode()) & 0x7FFFFFFF
-        seed = tf.random.fold_in(_seed.get(), salt)
+        seed = tf.random.fold_in(seed, salt)
         x = unfold_time(inputs, self.timesteps)
-        uniform = tf.random.stateless_uniform(tf.shape(x)[1:], seed, alg="philox")
-        mask = tf.cast(uniform >= self.rate, x.dtype) / (1.0 - self.rate)
+        # Integers of the whole range, [−2³¹, 2³¹), are the same with XLA and without; floats are not.
+        whole = tf.random.stateless_uniform(tf.shape(x)[1:], seed, None, None, tf.int32, alg="philox")
+        mask = tf.cast(whole >= int(self.rate * 2**32) - 2**31, x.dtype) / (1.0 - self.rate)
         return fold_time(x * mask)
 
     def get_config(self):

@@ -64,7 +64,7 @@ class _Builder:
         self.x = standardise(self.image)
 
     def vgg(self) -> keras.Model:
-        plan: tuple[Any, ...] = VGG[self.config.network]
+        plan = self.plan()
         convolutions = pools = 0
         for index, entry in enumerate(plan):
             if entry == POOL:
@@ -77,8 +77,6 @@ class _Builder:
                 if plan[index + 1 : index + 2] != (POOL,):
                     self.dropout(f"conv{convolutions}", self.config.dropout)
         if self.config.head == "linear":
-            if pools < 5 and min(self.x.shape[1:3]) >= 2:
-                self.pool(f"pool{pools + 1}")
             return self.finish()
         self.x = keras.layers.Flatten(name="flatten", dtype=self.policy)(self.x)
         for index, units in enumerate(VGG_HEAD, start=convolutions + 1):
@@ -87,6 +85,12 @@ class _Builder:
             self.neuron(f"dense{index}")
             self.dropout(f"dense{index}", self.config.head_dropout)
         return self.finish()
+
+    def plan(self) -> tuple[Any, ...]:
+        """A VGG's widths and pools; before the linear head, one more pool where it fits."""
+        plan: tuple[Any, ...] = VGG[self.config.network]
+        side = min(self.spec.image_shape[:2]) // 2 ** plan.count(POOL)
+        return (*plan, POOL) if self.config.head == "linear" and side >= 2 else plan
 
     def resnet(self) -> keras.Model:
         for index, filters in enumerate(RESNET_STEM, start=1):

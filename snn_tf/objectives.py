@@ -63,7 +63,7 @@ class AttentionGuided:
     def __call__(self, images, labels):
         alpha, beta = self.config.distillation, self.config.attention
         logits, *activations = self._student(images, training=True)
-        goal, *teacher_activations = self._teacher(images, training=False)
+        goal, *teacher_activations = map(tf.stop_gradient, self._teacher(images, training=False))
         hard = cross_entropy(logits, labels, self.config.label_smoothing)
         soft = distillation_loss(logits, goal, self.config.temperature)
         terms = {"cross_entropy": (1.0 - alpha) * hard, "distillation": alpha * soft}

@@ -142,7 +142,7 @@ class Pruner(tf.Module):
             raise UsageError(
                 f"--mask_update={self.interval}: must be at most the stage's {total_steps} steps"
             )
-        updates = math.floor(config.mask_update_end * total_steps / self.interval)
+        updates = math.floor(budgets.exact(config.mask_update_end) * total_steps / self.interval)
         self.last_update = max(1, updates) * self.interval
         self.schedule = tfmot.sparsity.keras.PolynomialDecay(
             0.0, 1.0 - config.density, begin_step=0, end_step=self.last_update, frequency=self.interval
@@ -182,7 +182,7 @@ class Pruner(tf.Module):
         raise TypeError(f"{type(self).__name__} has no structure")
 
     def revise(self, step: int) -> None:
-        """Sets the next masks, and clears weights and scores accordingly."""
+        """Sets the next masks; weights and slots are left to `update`."""
         raise TypeError(f"{type(self).__name__} has no structure")
 
     def update(self, step: int, optimizer: keras.optimizers.legacy.Optimizer) -> dict[str, float]:

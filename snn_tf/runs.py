@@ -21,6 +21,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -156,7 +157,11 @@ class StageFolder:
                 number = 1
                 while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
                     number += 1
-                folder.rename(aside)
+                try:
+                    folder.rename(aside)
+                except OSError as error:
+                    line = f"{folder}: could not be moved aside: {_first_line(error)}"
+                    raise UserError(line) from error
 
     def finish(self, config: Config, seconds: float, facts: Mapping[str, Any]) -> None:
         """Writes the record: the stage is done."""
@@ -185,7 +190,7 @@ class StageFolder:
         path = self.path / "model.keras"
         try:
             return keras.models.load_model(path, compile=False, safe_mode=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: could not be read: {_first_line(error)}") from error
 
 

@@ -95,6 +95,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
         folder.save_model(pruning.wrap(teacher))
         result = evaluation.Evaluator(teacher, config.batch_size).evaluate(source.validation)
         return {"validation_accuracy": result.accuracy} | _counts(teacher)
+    teacher.trainable = False
     student = models.build(config, "relu", source.spec)
     per_epoch = data.steps_per_epoch(source.train, config.batch_size)
     pruner = pruning.make_pruner(student, config, per_epoch)
@@ -205,7 +206,6 @@ def _meta_model(config: Config, source: data.Data) -> keras.Model:
             f"--meta_model={config.meta_model}: for images and classes {shapes}, "
             f"but --dataset={config.dataset} has {wanted}"
         )
-    teacher.trainable = False
     return teacher
 
 

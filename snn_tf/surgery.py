@@ -40,8 +40,8 @@ def tie_groups(model: keras.Model) -> dict[str, str | None]:
 
 
 def _merge(group: dict[str, str | None], members: list[str | None]) -> str | None:
-    """Makes one group of several, in place, and returns its name: the first, or None if one is."""
-    keep = None if None in members else members[0]
+    """Makes one group of several, in place, and returns its name: the first met, or None if one is."""
+    keep = None if None in members else next(member for member in group.values() if member in members)
     for name, member in group.items():
         if member is not None and member in members:
             group[name] = keep

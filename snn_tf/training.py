@@ -4,9 +4,12 @@ A stage brings its model, its objective and, for compression, its pruner. What a
 function of seed and step alone, so a stopped training continues where its last checkpoint stands.
 """
 
+import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
+from typing import NoReturn
 
 import tensorflow as tf
 import tf_keras as keras
@@ -50,7 +53,8 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         schedules = keras.optimizers.schedules
         total = recipe.epochs * steps_per_epoch
         peak = recipe.learning_rate
-        drops = [int(total * share) for share in (0.6, 0.8, 0.9)]
+        # Steps count from 0, and a boundary still has the rate before it.
+        drops = [total * percent // 100 - 1 for percent in (60, 80, 90)]
         self.warmup_steps = config.warmup_epochs * steps_per_epoch
         self.base = {
             "cosine": schedules.CosineDecay(peak, total),
@@ -102,6 +106,7 @@ class Trainer:
             inner(layer).kernel.ref(): name for name, layer in Graph.of(model).select(is_synapse).items()
         }
         self.first_bad_step = tf.Variable(-1, trainable=False, dtype=tf.int64, name="first_bad_step")
+        self.profiling = False
         self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="seconds")
         self.step = tf.function(self._step, jit_compile=config.jit_compile or None)
         self.evaluator = Evaluator(model, config.batch_size)
@@ -125,7 +130,7 @@ class Trainer:
             loss = tf.add_n(list(terms.values()))
         gradients = self._prepared(tape.gradient(loss, self.variables))
         bad = tf.logical_not(tf.math.is_finite(loss)) & (self.first_bad_step < 0)
-        self.first_bad_step.assign(tf.where(bad, tf.cast(number, tf.int64), self.first_bad_step))
+        self.first_bad_step.assign(tf.where(bad, tf.cast(number + 1, tf.int64), self.first_bad_step))
         self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
         guesses = tf.argmax(logits, axis=1, output_type=labels.dtype)
         accuracy = tf.reduce_mean(tf.cast(guesses == labels, tf.float32))
@@ -191,16 +196,13 @@ class Trainer:
 
     def _one(self, step: int, images: tf.Tensor, labels: tf.Tensor, progress: tqdm) -> None:
         started = time.perf_counter()
-        first, last = self.config.profile_steps or (0, 0)
-        if step == first:
-            tf.profiler.experimental.start(str(self.folder.tensorboard))
-        values = self.step(images, labels)
-        if step == min(last, self.total_steps) and step > first:
-            tf.profiler.experimental.stop()
+        with self._profiled(step):
+            values = self.step(images, labels)
         ends_epoch = step % self.steps_per_epoch == 0
         if ends_epoch or step % self.config.log_every == 0:
             self._log(step, {name: float(value) for name, value in values.items()}, progress)
         if self.pruner and self.pruner.due(step):
+            self._check_finite()
             churn = self.pruner.update(step, self.optimizer)
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
         if ends_epoch:
@@ -212,6 +214,18 @@ class Trainer:
         ):
             self._save(step)
         progress.update(self.config.batch_size)
+
+    @contextlib.contextmanager
+    def _profiled(self, step: int) -> Iterator[None]:
+        """Begins a trace before the step and ends it after, where `--profile_steps` asks for it."""
+        first, last = self.config.profile_steps or (0, 0)
+        if first <= step <= last and not self.profiling:
+            tf.profiler.experimental.start(str(self.folder.tensorboard))
+            self.profiling = True
+        yield
+        if self.profiling and step == min(last, self.total_steps):
+            tf.profiler.experimental.stop()
+            self.profiling = False
 
     def _log(self, step: int, values: dict[str, float], progress: tqdm) -> None:
         self._check_finite()
@@ -255,22 +269,32 @@ class Trainer:
 
     def _check_finite(self) -> None:
         if (bad := int(self.first_bad_step)) >= 0:
-            kept = self.manager.latest_checkpoint or "none"
-            raise UserError(
-                f"{self.folder.stage}: the loss is not finite at step {bad}; "
-                f"last good checkpoint: {kept}; "
-                "lower the learning rate, or set --clip_norm"
-            )
+            self._stop(f"the loss is not finite at step {bad}")
+
+    def _stop(self, reason: str) -> NoReturn:
+        kept = self.manager.latest_checkpoint or "none"
+        raise UserError(
+            f"{self.folder.stage}: {reason}; last good checkpoint: {kept}; "
+            "lower the learning rate, or set --clip_norm"
+        )
 
     def _restore(self) -> int:
         """Restores the newest checkpoint and returns the number of finished steps."""
-        newest = self.manager.restore_or_initialize()
+        try:
+            newest = self.manager.restore_or_initialize()
+        except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
+            newest, line = self.manager.latest_checkpoint, str(error).strip().split("\n")[0]
+            raise UserError(f"{newest}: checkpoint could not be read: {line}") from error
         if newest is None:
             return 0
         return int(self.optimizer.iterations)
 
     def _save(self, step: int) -> None:
+        """Keeps the state after `step` steps. Weights that a finite loss spoils are found here."""
         self._check_finite()
+        spoilt = [v.name for v in self.variables if not tf.reduce_all(tf.math.is_finite(v))]
+        if spoilt:
+            self._stop(f"{', '.join(spoilt)} not finite after step {step}")
         try:
             self.manager.save(checkpoint_number=step)
         except (OSError, tf.errors.OpError) as error:

@@ -1,5 +1,6 @@
 """Data sets and batches: what is in them, in which order, and what is said when they are not there."""
 
+import functools
 import io
 import os
 import zipfile
@@ -14,9 +15,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from snn_tf import data, tiny_imagenet
+from snn_tf import data, tfds_source, tiny_imagenet
 from snn_tf.config import Config
 from snn_tf.errors import UserError
+from snn_tf.splits import ImageFiles
 
 ROOT = Path(__file__).resolve().parents[1]
 PREPARED = Path(
@@ -164,13 +166,17 @@ def test_training_epoch_holds_no_example_twice_and_images_keep_their_labels():
     assert len({tuple(epoch) for epoch in epochs}) == 5
 
 
+@functools.cache
+def whole_run(augment: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    return drawn(numbered(11), augment)
+
+
 @pytest.mark.parametrize("augment", ["none", "crop", "crop_flip"])
 @pytest.mark.parametrize("start, stop", [(1, 2), (2, 7), (5, 10), (4, 4)])
 def test_training_batches_started_late_are_those_of_the_whole_run(augment, start, stop):
-    split = numbered(11)
-    whole, part = drawn(split, augment), drawn(split, augment, start=start, stop=stop)
+    part = drawn(numbered(11), augment, start=start, stop=stop)
     assert len(part) == stop - start
-    for expected, got in zip(whole[start:stop], part, strict=True):
+    for expected, got in zip(whole_run(augment)[start:stop], part, strict=True):
         np.testing.assert_array_equal(got[1], expected[1])
         np.testing.assert_array_equal(got[0], expected[0])
 
@@ -271,7 +277,7 @@ def test_folder_decoded_while_training_gives_the_same_as_one_in_memory(tmp_path,
     settings = {"dataset": f"folder:{tmp_path}", "image_size": image_size}
     memory, disk = (data.load(Config(**settings, cache_gib=gib)) for gib in (1.0, 0.0))
     assert isinstance(memory.train.images, np.ndarray)
-    assert isinstance(disk.train.images, data.ImageFiles)
+    assert isinstance(disk.train.images, ImageFiles)
     assert memory.spec == disk.spec
     for split in ("train", "validation", "test"):
         for expected, got in zip(
@@ -475,7 +481,8 @@ def test_tfds_data_set_of_another_kind_is_refused_before_it_is_prepared(toy, tmp
     assert not list(tmp_path.rglob("*.tfrecord*"))
 
 
-def test_tfds_download_that_fails_says_where_it_looked_and_what_to_do(toy, tmp_path):
+def test_tfds_download_that_fails_says_where_it_looked_and_what_to_do(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_source, "_DOWNLOAD_RETRIES", 1)
     line = refusal(**toy({"train": [0]}, url=NOWHERE))
     assert line.startswith(f"--dataset=snn_toy: not prepared in {tmp_path} and could not be downloaded")
     assert "127.0.0.1" in line and "--data_dir=FOLDER" in line
@@ -637,6 +644,7 @@ def test_tiny_imagenet_with_a_damaged_archive_names_it(tiny, tmp_path):
 
 def test_tiny_imagenet_download_that_fails_asks_for_the_archive(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_imagenet, "URL", NOWHERE)
+    monkeypatch.setattr(tfds_source, "_DOWNLOAD_RETRIES", 1)
     line = refusal(dataset="tiny_imagenet", data_dir=str(tmp_path))
     assert line.startswith("--dataset=tiny_imagenet: not prepared in") and "--manual_dir=FOLDER" in line
 

@@ -1,0 +1,169 @@
+"""Labelled images and what is known of them, in memory or as files that are decoded when needed.
+
+Images are uint8 [N, H, W, C] throughout, labels int32 [N].
+"""
+
+import contextlib
+import dataclasses
+import re
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from snn_tf.errors import UserError
+
+_CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of a data set.
+
+    Attributes:
+      name: the value of `--dataset`.
+      image_shape: height, width, channels.
+      num_classes: number of classes; labels are 0 to num_classes - 1.
+      augment: none, crop or crop_flip.
+      mean, std: of the training split, one per channel, in grey levels (0 to 255).
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    augment: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Images that stay on disk and are decoded when a batch needs them.
+
+    Attributes:
+      paths: path of each, [N].
+      image_shape: height, width, channels once decoded.
+      resize: whether files are resized to that height and width, or must have them.
+    """
+
+    paths: np.ndarray
+    image_shape: tuple[int, int, int]
+    resize: bool
+
+    def __getitem__(self, indices: np.ndarray | slice) -> "ImageFiles":
+        return dataclasses.replace(self, paths=self.paths[indices])
+
+    def decode(self, path: str | tf.Tensor) -> tf.Tensor:
+        """The image in one file, uint8 [H, W, C]; also as part of a graph."""
+        *size, channels = self.image_shape
+        image = _decode(path, channels)
+        if self.resize:
+            image = tf.image.resize(image, size, antialias=True)
+            image = tf.saturate_cast(tf.round(image), tf.uint8)
+        return image
+
+    def read(self, path: str) -> np.ndarray:
+        """Like `decode`; raises `UserError` naming the file if it is unreadable or of another size."""
+        with _naming(path), tf.device("CPU"):
+            image = self.decode(path).numpy()
+        if image.shape != self.image_shape:
+            height, width, _ = image.shape
+            raise UserError(
+                f"{path}: is {height}x{width} pixels where the first image is {self.image_shape[0]}x"
+                f"{self.image_shape[1]}; --image_size=PIXELS resizes all"
+            )
+        return image
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images: `labels` int32 [N], `images` uint8 [N, H, W, C] or the files of them."""
+
+    images: np.ndarray | ImageFiles
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        if isinstance(self.images, ImageFiles):
+            return self.images.image_shape
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """The examples at `indices`, as a split."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """All images in order, uint8 [n, H, W, C] at a time; files are decoded by several threads.
+
+        Raises:
+          UserError: a file is unreadable or of another size.
+        """
+        parts = (self.images[start : start + _CHUNK] for start in range(0, len(self), _CHUNK))
+        with ThreadPoolExecutor() as pool:
+            for part in parts:
+                if isinstance(part, ImageFiles):
+                    part = np.stack(list(pool.map(part.read, part.paths)))
+                yield part
+
+    def in_memory(self) -> "Split":
+        """The same examples with their images in an array. Raises `UserError` as `chunks` does."""
+        images = np.empty((len(self), *self.image_shape), np.uint8)
+        for start, chunk in zip(range(0, len(self), _CHUNK), self.chunks(), strict=True):
+            images[start : start + _CHUNK] = chunk
+        return Split(images, self.labels)
+
+
+def hold_out(name: str, split: Split, held: int) -> tuple[Split, Split]:
+    """Parts `held` examples from `split`, chosen by a permutation that never changes.
+
+    Args:
+      name: the value of `--dataset`, for the error.
+      split: N examples.
+      held: how many to part, less than N.
+
+    Returns:
+      The N - held examples left, and the held ones, each in the order of `split`.
+
+    Raises:
+      UserError: none would be left.
+    """
+    if held >= len(split):
+        raise UserError(f"--dataset={name}: {len(split)} examples are too few to hold out {held}")
+    # RandomState's stream is frozen across versions of NumPy; a Generator's is not.
+    order = np.random.RandomState(0).permutation(len(split))
+    return split.take(np.sort(order[held:])), split.take(np.sort(order[:held]))
+
+
+def shape_of(path: Path) -> tuple[int, int, int]:
+    """Height, width, channels of the image in one file. Raises `UserError` if it is unreadable."""
+    with _naming(path):
+        height, width, channels = _decode(str(path), channels=0).shape
+    return height, width, channels
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, without what follows it and TensorFlow's names of nodes."""
+    line = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).strip().partition("\n")[0])
+    return textwrap.shorten(line, 300)
+
+
+def _decode(path: str | tf.Tensor, channels: int) -> tf.Tensor:
+    """The file's pixels; 0 channels: as many as it has. Of an animation, the first picture."""
+    image = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, channels or None))
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise UserError(f"{path}: cannot be read as an image ({first_line(error)})") from error

@@ -1,0 +1,52 @@
+"""Networks and images for tests: built from the flags' words, with weights of choice."""
+
+import math
+
+import numpy as np
+import tf_keras as keras
+
+from snn_tf import models
+from snn_tf.config import Config
+from snn_tf.data import DataSpec
+from snn_tf.graph import Graph, inner, is_synapse
+
+
+def spec_of(image_shape=(32, 32, 3), classes=10, mean=120.0, std=60.0) -> DataSpec:
+    channels = image_shape[-1]
+    return DataSpec("noise", image_shape, classes, "none", (mean,) * channels, (std,) * channels)
+
+
+def build(network, neuron="relu", image_shape=(32, 32, 3), classes=10, **settings) -> keras.Model:
+    """A network with weights of zero."""
+    config = Config(network=network, **settings)
+    return models.build(config, neuron, spec_of(image_shape, classes))
+
+
+def initialised(network, seed=1, **settings) -> keras.Model:
+    """A network with random weights."""
+    model = build(network, **settings)
+    models.initialise(model, seed)
+    return model
+
+
+def some_images(count, image_shape, seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *image_shape), np.uint8)
+
+
+def kernels(model) -> dict[str, np.ndarray]:
+    return {
+        name: inner(layer).kernel.numpy() for name, layer in Graph.of(model).select(is_synapse).items()
+    }
+
+
+def output_shapes(model) -> dict[str, tuple[int, ...]]:
+    """Shape of what each layer gives for one image, without the batch."""
+    found = {}
+    for name, layer in Graph.of(model).layers.items():
+        shape = layer.output_shape
+        found[name] = tuple((shape[0] if isinstance(shape, list) else shape)[1:])
+    return found
+
+
+def weights_of(model) -> int:
+    return sum(math.prod(kernel.shape) for kernel in kernels(model).values())

@@ -1,0 +1,309 @@
+"""Conversion: thresholds against a walk in NumPy, and rates that tend to the ANN's activations."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from spiking_oracle import Flatten, Neurons, Pool, Synapses
+
+from snn_tf import conversion, models
+from snn_tf.config import Config
+from snn_tf.data import DataSpec
+from snn_tf.errors import UserError
+from snn_tf.layers import LIF, Dropout, ReadOut
+
+EXACT = Config(v_th_scale=1.0, calibration_percentile=100.0, calibration_timesteps=16)
+SHORT, LONG = 20, 160
+
+
+def convolution(x, name, filters, strides=1, size=3):
+    settings = {"padding": "same", "use_bias": False, "name": name}
+    return keras.layers.Conv2D(filters, size, strides, **settings)(x)
+
+
+def relu(x, name):
+    return keras.layers.ReLU(name=f"{name}_neuron")(x)
+
+
+def standardised(shape):
+    image = keras.Input(shape, dtype="uint8", name="image")
+    channels = shape[-1]
+    return image, keras.layers.Normalization(mean=[64.0] * channels, variance=[4096.0] * channels)(image)
+
+
+def finished(image, x, seed):
+    logits = keras.layers.Dense(3, use_bias=False, name="logits")(
+        keras.layers.Flatten(name="features")(x)
+    )
+    model = keras.Model(image, ReadOut(name="read_out")(logits))
+    models.initialise(model, seed)
+    return model
+
+
+def chain(seed=0):
+    image, x = standardised((6, 6, 2))
+    x = relu(convolution(x, "conv1", 4), "conv1")
+    x = keras.layers.AveragePooling2D(2, name="pool1")(x)
+    x = relu(convolution(x, "conv2", 5), "conv2")
+    x = keras.layers.Dense(6, use_bias=False, name="dense3")(keras.layers.Flatten(name="flatten")(x))
+    return finished(image, relu(x, "dense3"), seed)
+
+
+def residual(seed=0):
+    """A block with an identity shortcut, then one with a projected one, dropout between."""
+    image, x = standardised((6, 6, 2))
+    x = shortcut = Dropout(0.5, name="drop")(relu(convolution(x, "stem", 4), "stem"))
+    x = relu(convolution(x, "same1", 4), "same1")
+    x = keras.layers.Add(name="same_add")([convolution(x, "same2", 4), shortcut])
+    x = shortcut = relu(x, "same2")
+    x = relu(convolution(x, "half1", 6, strides=2), "half1")
+    x = convolution(x, "half2", 6)
+    x = keras.layers.Add(name="half_add")([x, convolution(shortcut, "shortcut", 6, 2, size=1)])
+    return finished(image, relu(x, "half2"), seed)
+
+
+def pooled_shortcut(seed=0):
+    """The identity comes first in the addition, and through a pool."""
+    image, x = standardised((6, 6, 2))
+    x = keras.layers.AveragePooling2D(2, name="pool")(relu(convolution(x, "stem", 4), "stem"))
+    branch = convolution(relu(convolution(x, "block1", 5), "block1"), "block2", 4)
+    x = keras.layers.Add(name="add")([x, branch])
+    return finished(image, relu(x, "block2"), seed)
+
+
+def images(count, shape=(6, 6, 2), seed=0, top=256):
+    return np.random.default_rng(seed).integers(0, top, (count, *shape)).astype(np.uint8)
+
+
+def traced(model, batch):
+    """The outputs of all neurons, and the current of the output layer at every step, by name."""
+    chosen = {layer.name: layer.output for layer in model.layers if isinstance(layer, traced.kinds)}
+    outputs = keras.Model(model.input, chosen | {"logits": model.get_layer("logits").output})(batch)
+    return {name: x.numpy() for name, x in outputs.items()}
+
+
+traced.kinds = (keras.layers.ReLU, LIF)
+
+
+def errors(ann, config, batch, steps):
+    """By layer, over the first `steps`: max |s · rate − activation| over the largest activation."""
+    converted = conversion.convert(ann, config, [batch])
+    trains, activations = traced(converted.model, batch), traced(ann, batch)
+    assert trains.keys() == activations.keys()
+    found = {}
+    for name, activation in activations.items():
+        by_step = trains[name].reshape(config.timesteps, *activation.shape)
+        scale, largest = converted.scales[name], np.abs(activation).max()
+        assert largest > 0
+        found[name] = [
+            float(np.abs(scale * by_step[:t].mean(0) - activation).max() / largest) for t in steps
+        ]
+    return found
+
+
+# --- rates tend to activations
+
+
+@pytest.mark.parametrize("build", [chain, residual, pooled_shortcut])
+def test_scaled_rates_and_logits_tend_to_the_anns_as_timesteps_grow(build):
+    config = dataclasses.replace(EXACT, timesteps=LONG)
+    found = errors(build(), config, images(3), (SHORT, LONG))
+    assert len(found) >= 4
+    for name, (short, long) in found.items():
+        assert long < 0.06 and long < short / 6, name
+
+
+def test_resnet12_logits_and_every_rate_tend_to_the_anns():
+    spec = DataSpec("noise", (8, 8, 3), 4, "none", (128.0,) * 3, (64.0,) * 3)
+    config = dataclasses.replace(EXACT, network="resnet12", width=0.125, timesteps=112)
+    config = dataclasses.replace(config, calibration_timesteps=48)
+    ann = models.build(config, "relu", spec)
+    models.initialise(ann, 0)
+    found = errors(ann, config, images(2, (8, 8, 3)), (28, 112))
+    assert len(found) == 12  # eleven layers of neurons, and the logits
+    for name, (short, long) in found.items():
+        assert long < 0.35 and long < 0.4 * short, name
+
+
+def test_model_returns_the_sum_of_the_output_currents():
+    config = dataclasses.replace(EXACT, timesteps=7)
+    batch = images(3)
+    model = conversion.convert(chain(), config, [batch]).model
+    by_step = traced(model, batch)["logits"].reshape(7, 3, 3)
+    np.testing.assert_allclose(model(batch), by_step.sum(0), rtol=1e-6)
+
+
+# --- thresholds
+
+
+def percentile(values, percent):
+    """Linear between the two nearest ranks."""
+    ordered = sorted(values.ravel().tolist())
+    place = (len(ordered) - 1) * percent / 100
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def calibrated(layers, batches, timesteps, percent):
+    """v_th by name, layer after layer: trains are lists [batch][image][step] of maps."""
+    trains = [
+        [[(image / 64.0 - 1.0)] * timesteps for image in batch.astype(np.float64)] for batch in batches
+    ]
+    found = {}
+    for layer in layers:
+        if isinstance(layer, Neurons):
+            layer.v_th = found[layer.name] = max(
+                percentile(np.array([train[t] for train in batch]), percent)
+                for batch, t in itertools.product(trains, range(timesteps))
+            )
+        step = layer.drive if isinstance(layer, Synapses) else layer.step
+        for batch in trains:
+            for train in batch:
+                if isinstance(layer, Neurons):
+                    layer.membrane = 0.0
+                train[:] = [step(x) for x in train]
+    return found
+
+
+def oracle_of(ann):
+    def synapses(name):
+        kernel = ann.get_layer(name).kernel.numpy().astype(np.float64)
+        return Synapses(name, kernel, kernel != 0)
+
+    return [
+        synapses("conv1"),
+        Neurons("conv1_neuron", 0.0),
+        Pool(),
+        synapses("conv2"),
+        Neurons("conv2_neuron", 0.0),
+        Flatten(),
+        synapses("dense3"),
+        Neurons("dense3_neuron", 0.0),
+    ]
+
+
+def test_thresholds_are_those_of_a_walk_in_numpy():
+    ann = chain(seed=3)
+    batches = [images(3, seed=1, top=90), images(2, seed=2), images(3, seed=3, top=150)]
+    config = Config(v_th_scale=1.0, calibration_percentile=90.0, calibration_timesteps=6, timesteps=2)
+    converted = conversion.convert(ann, config, batches)
+    expected = calibrated(oracle_of(ann), batches, 6, 90.0)
+    assert list(expected) == ["conv1_neuron", "conv2_neuron", "dense3_neuron"]
+    scale = 1.0
+    for name, v_th in expected.items():
+        cell = converted.model.get_layer(name).cell
+        assert float(cell.v_th) == pytest.approx(v_th, rel=1e-5)
+        assert float(cell.leak) == 1.0
+        scale *= v_th
+        assert converted.scales[name] == pytest.approx(scale, rel=1e-5)
+    assert converted.scales["logits"] == converted.scales["dense3_neuron"]
+
+
+def test_every_batch_and_every_step_can_set_a_threshold():
+    """The brightest image decides the first layer; the second layer is silent at the first step."""
+    ann = chain(seed=3)
+    config = dataclasses.replace(EXACT, timesteps=2)
+    dim, bright = images(2, seed=1, top=80), images(2, seed=2)
+    v_th = [
+        float(conversion.convert(ann, config, batches).model.get_layer("conv1_neuron").cell.v_th)
+        for batches in ([bright, dim], [dim, bright], [dim])
+    ]
+    assert v_th[0] == v_th[1] > v_th[2]
+    one_step = dataclasses.replace(config, calibration_timesteps=1)
+    with pytest.raises(UserError, match="layer conv2_neuron"):
+        conversion.convert(ann, one_step, [bright])
+
+
+def test_v_th_scale_multiplies_all_thresholds_once_they_are_calibrated():
+    ann = residual()
+    plain, scaled = (
+        conversion.convert(ann, dataclasses.replace(EXACT, v_th_scale=kappa, timesteps=2), [images(3)])
+        for kappa in (1.0, 0.3)
+    )
+    assert plain.scales == scaled.scales
+    thresholds = 0
+    for one, other in zip(plain.model.weights, scaled.model.weights, strict=True):
+        factor = 0.3 if one.name.endswith("v_th:0") else 1.0
+        thresholds += factor != 1.0
+        np.testing.assert_allclose(other.numpy(), factor * one.numpy(), rtol=1e-6)
+    assert thresholds == 5
+
+
+# --- weights
+
+
+def thinned(model, seed=5):
+    """Sets two thirds of every kernel to 0."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        variable.assign(variable * (rng.random(variable.shape) < 1 / 3))
+    return model
+
+
+@pytest.mark.parametrize("build", [chain, residual])
+def test_zeros_stay_zeros_and_the_ann_stays_as_it_was(build):
+    ann = thinned(build())
+    before = ann.get_weights()
+    converted = conversion.convert(ann, dataclasses.replace(EXACT, timesteps=2), [images(4)])
+    for kept, variable in zip(before, ann.weights, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), kept)
+        name = variable.name.split("/")[0]
+        np.testing.assert_array_equal(converted.model.get_layer(name).kernel.numpy() != 0, kept != 0)
+
+
+def test_only_kernels_before_an_addition_are_rescaled():
+    """Beside an identity by v_th between the two; beside a projection to its scale."""
+    ann = residual()
+    converted = conversion.convert(ann, dataclasses.replace(EXACT, timesteps=2), [images(3)])
+    v_th = {
+        layer.name: float(layer.cell.v_th) for layer in converted.model.layers if isinstance(layer, LIF)
+    }
+    factors = {"same2": v_th["same1_neuron"], "half2": v_th["half1_neuron"]}
+    for name in ("stem", "same1", "same2", "half1", "half2", "shortcut", "logits"):
+        kernel = ann.get_layer(name).kernel.numpy() * factors.get(name, 1.0)
+        np.testing.assert_allclose(converted.model.get_layer(name).kernel, kernel, rtol=1e-5)
+    assert all(abs(factor - 1.0) > 0.01 for factor in factors.values())
+    assert converted.scales["same_add"] == converted.scales["stem_neuron"]
+    assert converted.scales["half_add"] == converted.scales["same2_neuron"]
+
+
+def test_bias_current_starts_at_zero_and_changes_no_threshold():
+    ann, batch = chain(), images(3)
+    plain = dataclasses.replace(EXACT, timesteps=3)
+    without = conversion.convert(ann, plain, [batch])
+    with_bias = conversion.convert(ann, dataclasses.replace(plain, bias_current=True), [batch])
+    assert not with_bias.model.get_layer("conv1_neuron").bias_current.numpy().any()
+    assert with_bias.scales == pytest.approx(without.scales, rel=1e-6)
+
+
+# --- what cannot be converted
+
+
+def test_layer_whose_percentile_is_not_positive_is_named():
+    ann = chain()
+    kernel = ann.get_layer("dense3").kernel
+    kernel.assign(-abs(kernel))
+    with pytest.raises(
+        UserError,
+        match=r"^layer dense3_neuron: the 100th percentile .* --density or --calibration_timesteps$",
+    ):
+        conversion.convert(ann, dataclasses.replace(EXACT, timesteps=2), [images(3)])
+
+
+def test_low_percentile_that_is_negative_is_refused_with_its_value():
+    config = Config(calibration_percentile=1.0, calibration_timesteps=4)
+    with pytest.raises(UserError, match=r"^layer conv1_neuron: the 1th percentile .* is -\d"):
+        conversion.convert(chain(), config, [images(3)])
+
+
+def test_identities_of_different_scales_cannot_be_added():
+    image, x = standardised((6, 6, 2))
+    first = relu(convolution(x, "first", 4), "first")
+    second = relu(convolution(first, "second", 4), "second")
+    x = relu(keras.layers.Add(name="add")([first, second]), "sum")
+    with pytest.raises(UserError, match="first_neuron, second_neuron: added without weights"):
+        conversion.convert(finished(image, x, 0), EXACT, [images(2)])
