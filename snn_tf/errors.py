@@ -1,5 +1,14 @@
 """Errors that a user can cause: one readable line each, and the exit code that goes with it."""
 
+import re
+import textwrap
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without what follows it and TensorFlow's names of nodes."""
+    line = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).strip().partition("\n")[0])
+    return textwrap.shorten(line, 300)
+
 
 class UserError(Exception):
     """Something outside the program is not as it must be: data, files, disk, a trained run."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf import pruning
-from snn_tf.errors import UserError
+from snn_tf.errors import UserError, first_line
 from snn_tf.evaluation import is_spiking, timesteps_of
 from snn_tf.graph import Graph, is_neuron
 
@@ -67,7 +67,7 @@ def save(model: keras.Model, folder: pathlib.Path) -> Exported:
     try:
         tf.saved_model.save(exported, str(folder), signatures={"serving_default": exported.serve})
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"{folder}: could not be written: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{folder}: could not be written: {first_line(error)}") from error
     return exported
 
 

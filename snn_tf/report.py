@@ -113,5 +113,5 @@ def _energy_bars(axes: Any, record: Mapping[str, Any]) -> None:
         axes.bar(
             [place + shift for place in range(len(energies))], energies, 0.4, label=label, color=colour
         )
-    axes.set(yscale="log", ylabel=f"energy in µJ per image ({_ENERGY_MODEL})")
-    axes.legend()
+    axes.set(yscale="log", ylabel="energy per image (µJ)")
+    axes.legend(title=_ENERGY_MODEL)

@@ -22,7 +22,7 @@ import platform
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -30,7 +30,7 @@ import tf_keras as keras
 
 from snn_tf import config as configs
 from snn_tf.config import Config
-from snn_tf.errors import UsageError, UserError
+from snn_tf.errors import UsageError, UserError, first_line
 
 UPSTREAM = {
     configs.TRAIN_ANN: None,
@@ -63,7 +63,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield beside
         os.replace(beside, path)
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"{path}: could not be written: {_first_line(error)}") from error
+        raise UserError(f"{path}: could not be written: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -73,10 +73,6 @@ def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(beside, ignore_errors=True)
         yield beside
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -90,7 +86,7 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: could not be read: {_first_line(error)}") from error
+        raise UserError(f"{path}: could not be read: {first_line(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,16 +120,23 @@ class StageFolder:
         """Identifies the stage's settings and everything upstream."""
         return read_json(self.path / "stage.json")["fingerprint"]
 
-    def open(self, config: Config, upstream: "StageFolder | None") -> None:
+    def open(self, config: Config, upstream: "Sequence[StageFolder]") -> None:
         """Makes the folder ready for its stage, new or unfinished or done, with the same settings.
 
+        Args:
+          config: the settings.
+          upstream: folders of all stages that this one builds on, nearest first.
+
         Raises:
-          UsageError: the folder holds the stage with other settings, and `--overwrite` is not given.
-          UserError: the upstream stage has not finished, or the folder cannot be written.
+          UsageError: the folder holds the stage with other settings, and `--overwrite` is not given; or
+            a stage upstream in the same run has other settings.
+          UserError: a stage upstream has not finished, or the folder cannot be written.
         """
-        if upstream:
-            upstream.record()
-        wanted = _identity(self.stage, config, upstream)
+        for folder in upstream:
+            folder.record()
+            if folder.run_dir == self.run_dir:
+                folder.require(config)
+        wanted = _identity(self.stage, config, upstream[0] if upstream else None)
         if (self.path / "stage.json").exists():
             changes = _changes(read_json(self.path / "stage.json"), wanted)
             if not changes:
@@ -151,6 +154,15 @@ class StageFolder:
             beside.write_text("".join(lines))
         write_json(self.path / "stage.json", wanted)
 
+    def require(self, config: Config) -> None:
+        """Raises `UsageError` if the stage was made with other settings than these."""
+        made = read_json(self.path / "stage.json")
+        if changes := _changes(made, {**made, "settings": _settings(self.stage, config)}):
+            raise UsageError(
+                f"{self.path} was made with other settings ({changes}); run --stage={self.stage} again, "
+                f"or give those of {self.path / 'config.flags'}"
+            )
+
     def _move_aside(self) -> None:
         for folder in (self.path, self.tensorboard):
             if folder.exists():
@@ -160,7 +172,7 @@ class StageFolder:
                 try:
                     folder.rename(aside)
                 except OSError as error:
-                    line = f"{folder}: could not be moved aside: {_first_line(error)}"
+                    line = f"{folder}: could not be moved aside: {first_line(error)}"
                     raise UserError(line) from error
 
     def finish(self, config: Config, seconds: float, facts: Mapping[str, Any]) -> None:
@@ -191,15 +203,20 @@ class StageFolder:
         try:
             return keras.models.load_model(path, compile=False, safe_mode=True)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: could not be read: {_first_line(error)}") from error
+            raise UserError(f"{path}: could not be read: {first_line(error)}") from error
 
 
 def _identity(stage: str, config: Config, upstream: StageFolder | None) -> dict[str, Any]:
-    settings = json.loads(json.dumps(config.concerning(stage)))
+    settings = _settings(stage, config)
     above = upstream.fingerprint() if upstream else None
     text = json.dumps([stage, settings, above], sort_keys=True)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
     return {"stage": stage, "settings": settings, "upstream": above, "fingerprint": fingerprint}
+
+
+def _settings(stage: str, config: Config) -> dict[str, Any]:
+    """The settings that concern a stage, as JSON gives them back."""
+    return json.loads(json.dumps(config.concerning(stage)))
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -5,8 +5,6 @@ Images are uint8 [N, H, W, C] throughout, labels int32 [N].
 
 import contextlib
 import dataclasses
-import re
-import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from snn_tf.errors import UserError
+from snn_tf.errors import UserError, first_line
 
 _CHUNK = 1024
 
@@ -147,12 +145,6 @@ def shape_of(path: Path) -> tuple[int, int, int]:
     with _naming(path):
         height, width, channels = _decode(str(path), channels=0).shape
     return height, width, channels
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, without what follows it and TensorFlow's names of nodes."""
-    line = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).strip().partition("\n")[0])
-    return textwrap.shorten(line, 300)
 
 
 def _decode(path: str | tf.Tensor, channels: int) -> tf.Tensor:

@@ -1,6 +1,7 @@
 """The six stages: each reads its upstream folder and writes its own."""
 
 import dataclasses
+import functools
 import pathlib
 import tempfile
 import time
@@ -39,40 +40,40 @@ def run(config: Config) -> None:
       UsageError: settings contradict each other or what the run folder holds.
       UserError: data, files or a training are not as they must be.
     """
-    source = _Lazy(lambda: data.load(config))
+    source = functools.cache(lambda: data.load(config))
     for stage in config.stages():
         if stage == configs.TRAIN_ANN and config.meta_model:
             print(f"{stage}: taken from {config.meta_model}")
             continue
         folder = stage_folder(config, stage)
-        upstream = UPSTREAM[stage]
-        folder.open(config, stage_folder(config, upstream) if upstream else None)
+        folder.open(config, _upstream(config, stage))
         if folder.done:
             print(f"{stage}: done before, skipped ({folder.path})")
             continue
         started = time.perf_counter()
         facts = _STAGES[stage](config, source(), folder)
-        folder.finish(config, facts.pop("seconds", time.perf_counter() - started), facts)
+        seconds = facts.pop("seconds", time.perf_counter() - started)
+        folder.finish(config, seconds, facts)
+        print(
+            f"{stage}: validation accuracy {100 * facts['validation_accuracy']:.2f} % ({seconds:.0f} s)"
+        )
     _say_results(config)
-
-
-class _Lazy:
-    """Calls a function the first time it is asked."""
-
-    def __init__(self, function: Callable[[], Any]):
-        self.function = function
-        self.value: Any = None
-
-    def __call__(self) -> Any:
-        if self.value is None:
-            self.value = self.function()
-        return self.value
 
 
 def stage_folder(config: Config, stage: str) -> StageFolder:
     """A stage's folder; the meta-model's may be in another run."""
     shared = stage == configs.TRAIN_ANN and config.meta_model
     return StageFolder(pathlib.Path(config.meta_model if shared else config.run_dir), stage)
+
+
+def _upstream(config: Config, stage: str) -> list[StageFolder]:
+    """The folders that a stage builds on, nearest first."""
+    folders = []
+    above = UPSTREAM[stage]
+    while above:
+        folders.append(stage_folder(config, above))
+        above = UPSTREAM[above]
+    return folders
 
 
 def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
@@ -125,7 +126,6 @@ def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     result = evaluation.Evaluator(model, config.batch_size).evaluate(source.validation)
     _warn_of_silence(result, folder)
     folder.save_model(model)
-    print(f"{folder.stage}: validation accuracy right after conversion {100 * result.accuracy:.2f} %")
     return {"validation_accuracy": result.accuracy, "scales": converted.scales} | _neurons(model, result)
 
 

@@ -17,8 +17,8 @@ from tensorflow_datasets.core.download import downloader
 
 from snn_tf import tiny_imagenet
 from snn_tf.config import Config
-from snn_tf.errors import UserError
-from snn_tf.splits import Split, first_line
+from snn_tf.errors import UserError, first_line
+from snn_tf.splits import Split
 
 _BATCH = 1024
 _DOWNLOAD_RETRIES = 3

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from snn_tf import data
 from snn_tf.config import Config
-from snn_tf.errors import UserError
+from snn_tf.errors import UserError, first_line
 from snn_tf.evaluation import Evaluation, Evaluator
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
 from snn_tf.layers import LIF, dropout_seed
@@ -283,7 +283,7 @@ class Trainer:
         try:
             newest = self.manager.restore_or_initialize()
         except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
-            newest, line = self.manager.latest_checkpoint, str(error).strip().split("\n")[0]
+            newest, line = self.manager.latest_checkpoint, first_line(error)
             raise UserError(f"{newest}: checkpoint could not be read: {line}") from error
         if newest is None:
             return 0
@@ -298,7 +298,7 @@ class Trainer:
         try:
             self.manager.save(checkpoint_number=step)
         except (OSError, tf.errors.OpError) as error:
-            line = str(error).strip().split("\n")[0]
+            line = first_line(error)
             raise UserError(
                 f"{self.manager.directory}: checkpoint could not be written: {line}"
             ) from error

@@ -66,7 +66,8 @@ def test_map_averages_over_the_number_of_active_channels():
     activation = tf.constant([[[[1e-4, 5.0]]]])
     np.testing.assert_allclose(attention_map(activation, tf.constant([1.0, 0.0])), [[0.01]], rtol=1e-5)
     silent = tf.constant([[[[1e-4, 0.0]]]])
-    np.testing.assert_allclose(attention_map(silent, tf.ones(2)), [[0.005]], rtol=1e-5)
+    for active in (None, tf.ones(2)):
+        np.testing.assert_allclose(attention_map(silent, active), [[0.005]], rtol=1e-5)
 
 
 def test_map_of_all_channels_active_equals_map_without_mask():

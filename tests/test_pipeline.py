@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from snn_tf import data, models, pruning, stages
 from snn_tf import config as configs
+from snn_tf import data, models, pruning, stages
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
@@ -23,7 +23,9 @@ SETTINGS = {
     "dataset": "digits",
     "network": "vgg5",
     "width": 0.125,
-    "batch_size": 128,
+    "dropout": 0.0,
+    "head_dropout": 0.1,
+    "batch_size": 64,
     "ann_epochs": 2,
     "compress_epochs": 3,
     "snn_epochs": 1,
@@ -36,7 +38,7 @@ SETTINGS = {
     "density": 0.2,
     "seed": 3,
 }
-STEPS_PER_EPOCH = 1078 // 128
+STEPS_PER_EPOCH = 1078 // 64
 # Weights of the dense network: 3x3 convolutions, then products behind a flatten of 2x2 positions.
 SIZES = {
     "conv1": 9 * 1 * 8,
@@ -143,7 +145,7 @@ def test_every_accuracy_is_that_of_the_model_left(run_dir):
 
 def test_training_is_better_than_guessing(run_dir):
     for stage in (configs.TRAIN_ANN, configs.COMPRESS, configs.TRAIN_SNN):
-        assert record(run_dir, stage)["validation_accuracy"] > 0.2
+        assert record(run_dir, stage)["validation_accuracy"] > 0.35
 
 
 def test_steps_are_those_of_the_epochs(run_dir):
@@ -314,13 +316,15 @@ def killed_in(monkeypatch, stage: str, step: int) -> None:
 
 def figures(found: dict) -> dict:
     """A record without what differs between equal runs."""
-    return {key: value for key, value in found.items() if key not in ("seconds", "date", "config")}
+    return {
+        key: value for key, value in found.items() if key not in ("seconds", "date", "commit", "config")
+    }
 
 
 def test_killed_and_resumed_run_ends_with_the_same_figures(tmp_path, irregular, monkeypatch):
     """Killed in each of the three trainings; so one seed also gives one result."""
     config = config_of(tmp_path, stage=STAGES[:5], checkpoint_every=3)
-    for stage, step in ((configs.TRAIN_ANN, 10), (configs.COMPRESS, 14), (configs.TRAIN_SNN, 5)):
+    for stage, step in ((configs.TRAIN_ANN, 20), (configs.COMPRESS, 26), (configs.TRAIN_SNN, 5)):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             killed_in(patch, stage, step)
             stages.run(config)

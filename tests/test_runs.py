@@ -22,7 +22,7 @@ from snn_tf.runs import StageFolder
 
 def opened(run_dir, stage=configs.TRAIN_ANN, upstream=None, **settings):
     folder = StageFolder(run_dir, stage)
-    folder.open(Config(**settings), upstream)
+    folder.open(Config(**settings), [upstream] if upstream else [])
     return folder
 
 
@@ -178,6 +178,18 @@ def test_stage_whose_upstream_changed_is_refused(tmp_path):
         opened(tmp_path, "compress", upstream, ann_epochs=3)
     moved = opened(tmp_path, "compress", upstream, ann_epochs=3, overwrite=True)
     assert not moved.done and (tmp_path / "compress.old-1" / "record.json").exists()
+
+
+def test_stage_is_refused_on_top_of_other_settings_in_the_same_run(tmp_path):
+    upstream = finished(tmp_path, ann_epochs=3)
+    with pytest.raises(UsageError, match=r"train_ann was made .*--ann_epochs=4, was 3"):
+        opened(tmp_path, "compress", upstream, ann_epochs=4)
+    assert not (tmp_path / "compress").exists()
+
+
+def test_meta_model_of_another_run_may_have_other_settings(tmp_path):
+    upstream = finished(tmp_path / "teacher", ann_epochs=3)
+    assert not opened(tmp_path / "student", "compress", upstream, ann_epochs=4).done
 
 
 def test_upstream_run_again_with_the_same_settings_changes_nothing(tmp_path):
@@ -356,7 +368,7 @@ def test_broken_model_is_one_line_with_its_path(tmp_path, damage):
 )
 def test_config_flags_is_a_flagfile_that_gives_the_same_config(tmp_path, settings):
     folder = StageFolder(tmp_path, configs.TRAIN_ANN)
-    folder.open(Config(**settings), None)
+    folder.open(Config(**settings), [])
     flag_values = flags.FlagValues()
     cli.define_flags(flag_values)
     rest = flag_values(["train.py", f"--flagfile={folder.path / 'config.flags'}"])

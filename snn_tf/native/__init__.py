@@ -75,7 +75,9 @@ def _processor() -> str:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    )
 
 
 def _build(compiler: str, library: pathlib.Path) -> None:
@@ -93,5 +95,7 @@ def _build(compiler: str, library: pathlib.Path) -> None:
 def _run(*command: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if "error" in line] or ["it failed silently"]
+        errors = [line for line in result.stderr.splitlines() if "error" in line] or [
+            "it failed silently"
+        ]
         raise Unavailable(f"{command[0]} cannot compile it: {errors[0]}")

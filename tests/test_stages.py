@@ -1,0 +1,286 @@
+"""The stages: methods, budgets and networks that `compress` knows, shared teachers, and refusals."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snn_tf import config as configs
+from snn_tf import data, models, pruning, stages
+from snn_tf.config import STAGES, Config
+from snn_tf.errors import UsageError, UserError
+from snn_tf.graph import Graph, inner, is_synapse
+from snn_tf.runs import StageFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {
+    "dataset": "digits",
+    "network": "vgg5",
+    "width": 0.125,
+    "head": "linear",
+    "batch_size": 128,
+    "ann_epochs": 1,
+    "compress_epochs": 1,
+    "snn_epochs": 1,
+    "ann_optimizer": "adam",
+    "ann_learning_rate": 0.01,
+    "timesteps": 2,
+    "calibration_timesteps": 4,
+    "calibration_batches": 1,
+    "density": 0.3,
+    "mask_update": 3,
+}
+SIZES = {"conv1": 9 * 8, "conv2": 9 * 8 * 16, "conv3": 9 * 16 * 16, "logits": 16 * 10}
+POSITIONS = {"conv1": 64, "conv2": 16, "conv3": 16, "logits": 1}
+
+
+def config_of(run_dir: Path, *stage: str, **settings) -> Config:
+    return Config(run_dir=str(run_dir), stage=stage or ("all",), **SETTINGS | settings)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """The run folder of a trained meta-model."""
+    run_dir = tmp_path_factory.mktemp("teacher")
+    stages.run(config_of(run_dir, configs.TRAIN_ANN))
+    return run_dir
+
+
+@pytest.fixture
+def student(tmp_path, teacher):
+    """Compresses with the shared teacher and some settings; gives the record and the model."""
+
+    def make(*later: str, **settings):
+        stages.run(config_of(tmp_path, configs.COMPRESS, *later, meta_model=str(teacher), **settings))
+        return record(tmp_path, configs.COMPRESS), model_of(tmp_path, configs.COMPRESS)
+
+    return make
+
+
+def record(run_dir: Path, stage: str) -> dict:
+    return json.loads((run_dir / stage / "record.json").read_text())
+
+
+def model_of(run_dir: Path, stage: str):
+    return StageFolder(run_dir, stage).load_model()
+
+
+def kernels(model) -> dict[str, np.ndarray]:
+    layers = Graph.of(model).select(is_synapse)
+    return {name: inner(layer).kernel.numpy() for name, layer in layers.items()}
+
+
+def refusal(kind: type[UserError], config: Config) -> str:
+    """The single line with which a run is refused."""
+    with pytest.raises(UserError) as caught:
+        stages.run(config)
+    assert type(caught.value) is kind and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- methods, budgets, networks
+
+
+def test_dense_passes_the_teacher_on_and_train_snn_trains_its_weights(tmp_path, teacher, student):
+    found, model = student(configs.CONVERT, configs.TRAIN_SNN, method="dense")
+    trained = kernels(model_of(teacher, configs.TRAIN_ANN))
+    for name, kernel in kernels(model).items():
+        assert np.array_equal(kernel, trained[name])
+    assert found["density"] == 1.0
+    assert found["validation_accuracy"] == record(teacher, configs.TRAIN_ANN)["validation_accuracy"]
+    before, after = (
+        kernels(model_of(tmp_path, stage)) for stage in (configs.CONVERT, configs.TRAIN_SNN)
+    )
+    for name, kernel in after.items():
+        assert not np.array_equal(kernel, before[name]), name
+
+
+def test_random_keeps_its_first_masks(student):
+    found, model = student(method="random")
+    config = Config(**found["config"] | {"stage": ("all",), "profile_steps": ()})
+    plain = models.build(config, "relu", data.load(config).spec)
+    pruner = pruning.make_pruner(plain, config, 8)
+    pruner.start(config.stage_seed(configs.COMPRESS))
+    first = pruning.masks(pruner.model)
+    for name, mask in pruning.masks(model).items():
+        assert np.array_equal(mask, first[name])
+    assert found["active_weights"] == round(0.3 * sum(SIZES.values()))
+
+
+def test_magnitude_keeps_the_same_number_wherever_they_are(student):
+    found, model = student(method="magnitude")
+    assert found["active_weights"] == round(0.3 * sum(SIZES.values()))
+    densities = {layer["name"]: layer["density"] for layer in found["layers"]}
+    assert max(densities.values()) - min(densities.values()) > 0.05
+    for name, kernel in kernels(model).items():
+        assert np.count_nonzero(kernel) <= found["density"] * sum(SIZES.values()), name
+
+
+def test_magnitude_uniform_gives_every_layer_one_density(student):
+    found, model = student(method="magnitude_uniform")
+    for layer in found["layers"]:
+        assert layer["active_weights"] == pytest.approx(0.3 * SIZES[layer["name"]], abs=1)
+    for name, mask in pruning.masks(model).items():
+        assert not kernels(model)[name][~mask].any()
+
+
+@pytest.mark.parametrize("method", ["random", "magnitude"])
+def test_channel_structure_knows_the_baselines(student, method):
+    found, model = student(method=method, structure="channel")
+    target = round(0.3 * sum(SIZES.values()))
+    assert found["weights"] == sum(SIZES.values())
+    assert 0.8 * target < found["active_weights"] <= target
+    assert sum(kernel.size for kernel in kernels(model).values()) == found["active_weights"]
+
+
+@pytest.mark.parametrize("structure", ["irregular", "channel"])
+def test_budget_of_macs_is_held_in_macs(student, structure):
+    found, model = student(budget="macs", structure=structure)
+    dense = sum(SIZES[name] * POSITIONS[name] for name in SIZES)
+    counted = sum(int(mask.sum()) * POSITIONS[name] for name, mask in pruning.masks(model).items())
+    assert found["macs"] == counted
+    assert (0.8 if structure == "channel" else 0.99) * 0.3 * dense < counted <= 0.3 * dense
+    assert found["mac_density"] == pytest.approx(counted / dense)
+    active = sum(int(mask.sum()) for mask in pruning.masks(model).values())
+    assert found["density"] == pytest.approx(active / sum(SIZES.values()))
+    assert found["density"] != pytest.approx(found["mac_density"], rel=1e-3)
+
+
+def test_attention_off_still_compresses(student):
+    found, _ = student(attention=0.0)
+    assert found["active_weights"] == round(0.3 * sum(SIZES.values()))
+
+
+@pytest.mark.parametrize("structure", ["channel", pytest.param("irregular", marks=pytest.mark.slow)])
+def test_resnet12_runs_through_at_one_time_step(tmp_path, structure):
+    stages.run(config_of(tmp_path, network="resnet12", timesteps=1, structure=structure, density=0.5))
+    facts = record(tmp_path, configs.EVALUATE)
+    assert facts["timesteps"] == 1 and facts["num_examples"] == 599
+    assert 0 < facts["spikes_per_neuron"] < 1 and facts["density"] <= 0.5
+    assert facts["acs"] <= facts["dense_ann"]["macs"] and facts["macs"] < facts["dense_ann"]["macs"]
+    for neuron in facts["neurons"]:
+        assert neuron["spikes_per_neuron"] == neuron["spike_rate"]
+    assert record(tmp_path, configs.EXPORT)["export_agreement"] == 1.0
+
+
+# --- teachers, subsets of stages
+
+
+def test_teacher_is_shared_and_not_trained_again(tmp_path, teacher, capsys):
+    before = record(teacher, configs.TRAIN_ANN)
+    subset = (configs.COMPRESS, configs.TRAIN_ANN)
+    stages.run(config_of(tmp_path, *subset, method="dense", meta_model=str(teacher)))
+    assert f"train_ann: taken from {teacher}" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {configs.COMPRESS}
+    assert record(teacher, configs.TRAIN_ANN) == before
+    identity = json.loads((tmp_path / configs.COMPRESS / "stage.json").read_text())
+    assert identity["upstream"] == before["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "flag, other", [("dataset", "cifar10"), ("validation_fraction", 0.2), ("image_size", 16)]
+)
+def test_teacher_of_other_data_is_refused(tmp_path, teacher, flag, other):
+    folder = tmp_path / "other" / configs.TRAIN_ANN
+    shutil.copytree(teacher / configs.TRAIN_ANN, folder)
+    made = record(tmp_path / "other", configs.TRAIN_ANN)
+    made["config"][flag] = other
+    (folder / "record.json").write_text(json.dumps(made))
+    config = config_of(tmp_path / "run", configs.COMPRESS, meta_model=str(folder.parent))
+    line = refusal(UsageError, config)
+    assert line.startswith(f"--meta_model={folder.parent}: trained with --{flag}={other}, not --{flag}=")
+
+
+def test_teacher_with_other_maps_is_refused(tmp_path, teacher):
+    config = config_of(tmp_path, configs.COMPRESS, meta_model=str(teacher), network="resnet12")
+    line = refusal(UsageError, config)
+    assert line.startswith(f"--meta_model={teacher}: ") and "--network=resnet12" in line
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_stage_before_its_upstream_names_what_to_run_first(tmp_path, stage):
+    upstream = {"evaluate": "train_snn", "export": "train_snn"}.get(stage)
+    upstream = upstream or STAGES[STAGES.index(stage) - 1]
+    line = refusal(UserError, config_of(tmp_path, stage))
+    assert line.endswith(f"stage {upstream} has not finished; run --stage={upstream} first")
+    assert not (tmp_path / stage).exists()
+
+
+def test_stages_run_in_the_pipelines_order_whatever_the_flags(tmp_path, teacher):
+    shutil.copytree(teacher, tmp_path, dirs_exist_ok=True)
+    stages.run(config_of(tmp_path, configs.CONVERT, configs.COMPRESS, method="dense"))
+    assert record(tmp_path, configs.CONVERT)["validation_accuracy"] >= 0
+    assert not (tmp_path / configs.TRAIN_SNN).exists()
+
+
+# --- what is said
+
+
+@pytest.mark.parametrize(
+    "settings, kind, words",
+    [
+        ({"dataset": "no_such_data"}, UserError, "--dataset=no_such_data"),
+        ({"dataset": "folder:/no/such/folder"}, UserError, "--dataset=folder:/no/such/folder"),
+        ({"network": "vgg16"}, UsageError, "--network=vgg16: its pool4 does not fit images of 8×8"),
+        ({"batch_size": 2000}, UserError, "--batch_size=2000: must be at most 1078"),
+        ({"image_size": 16}, UsageError, "--image_size=16"),
+    ],
+)
+def test_train_ann_refuses_what_cannot_be(tmp_path, settings, kind, words):
+    line = refusal(kind, config_of(tmp_path, configs.TRAIN_ANN, **settings))
+    assert words in line
+    assert not StageFolder(tmp_path, configs.TRAIN_ANN).done
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"density": 1e-4}, "--density=0.0001: must be at least 0.0"),
+        ({"density": 1e-4, "structure": "channel"}, "--density=0.0001: must be at least 0.0"),
+        ({"density": 1e-4, "budget": "macs"}, "--density=0.0001: must be at least 0.0"),
+        ({"min_layer_density": 0.5}, "--density=0.3: must be at least 0.5"),
+        ({"mask_update": 9}, "--mask_update=9: must be at most the stage's 8 steps"),
+    ],
+)
+def test_compress_refuses_what_cannot_be(tmp_path, teacher, settings, words):
+    config = config_of(tmp_path, configs.COMPRESS, meta_model=str(teacher), **settings)
+    assert words in refusal(UsageError, config)
+    assert not StageFolder(tmp_path, configs.COMPRESS).done
+
+
+@pytest.mark.parametrize("scale, words", [(1e6, "never fires; lower"), (1e-9, "every step; raise")])
+def test_convert_warns_of_layers_that_say_nothing(student, capsys, scale, words):
+    student(configs.CONVERT, method="dense", v_th_scale=scale)
+    assert f"{words} --v_th_scale" in capsys.readouterr().out
+
+
+def test_run_dir_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refusal(UserError, config_of(tmp_path / "file", configs.TRAIN_ANN))
+    assert str(tmp_path / "file") in line and "could not be written" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_run_dir_that_may_not_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    line = refusal(UserError, config_of(tmp_path / "run", configs.TRAIN_ANN))
+    assert str(tmp_path / "run") in line and "Permission denied" in line
+
+
+def test_damaged_model_is_one_line_and_exit_1(tmp_path, teacher):
+    shutil.copytree(teacher, tmp_path, dirs_exist_ok=True)
+    model = tmp_path / configs.TRAIN_ANN / "model.keras"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 255
+    model.write_bytes(content)
+    given = SETTINGS | {"run_dir": tmp_path, "stage": configs.COMPRESS}
+    command = [sys.executable, "train.py", *(f"--{name}={value}" for name, value in given.items())]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 1, said.stderr
+    (line,) = said.stderr.strip().splitlines()
+    assert line.startswith(f"train.py: {model}: could not be read: ")
