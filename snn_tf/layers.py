@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 import tf_keras as keras
 
-from snn_tf.neuron import lif_scan, lif_step
+from snn_tf.neuron import lif_native, lif_scan, lif_step
 from snn_tf.surrogate import Surrogate
 
 LEAST = 1e-3
@@ -93,8 +93,10 @@ class LIF(keras.layers.Layer):
 
     Args:
       timesteps: T ≥ 1.
-      implementation: "fused", the scan with its own gradient; "rnn", `keras.layers.RNN` around
-        `LIFCell`. Both give the same spikes.
+      implementation: "native", the scan as one operation in C++, for CPUs; "fused", the scan in
+        TensorFlow with its own gradient; "rnn", `keras.layers.RNN` around `LIFCell`. All give the same
+        spikes. It is how to compute, not what, so a saved layer does not carry it: see
+        `use_implementation`.
       constant_input: the input is [B, ...], the current of every step: direct input coding.
       use_bias: add a trained bias current b per channel, 0 at first.
       surrogate, surrogate_scale: as for `LIFCell`.
@@ -124,40 +126,52 @@ class LIF(keras.layers.Layer):
             self.bias_current = self.add_weight(
                 "bias_current", shape=(input_shape[-1],), dtype="float32", initializer=zeros
             )
-        if self.implementation == "rnn":
-            self.rnn = keras.layers.RNN(
-                self.cell, return_sequences=True, time_major=True, unroll=True, autocast=False
-            )
         super().build(input_shape)
 
     def call(self, inputs):
-        steps = 1 if self.constant_input else self.timesteps
-        current = unfold_time(inputs, steps)
-        if self.use_bias:
-            current = tf.cast(current, tf.float32) + self.bias_current
-        spikes = self._rnn(current) if self.implementation == "rnn" else self._scan(current)
-        return tf.cast(fold_time(spikes), inputs.dtype)
+        current = unfold_time(inputs, 1 if self.constant_input else self.timesteps)
+        compute = {"native": self._native, "fused": self._fused, "rnn": self._rnn}[self.implementation]
+        return tf.cast(fold_time(compute(current)), inputs.dtype)
 
-    def _scan(self, current):
-        cell = self.cell
-        leak, v_th = (tf.convert_to_tensor(v, tf.float32) for v in (cell.leak, cell.v_th))
-        return lif_scan(current, leak, v_th, self.timesteps, cell.surrogate)
+    def _native(self, current):
+        bias = tf.convert_to_tensor(self.bias_current) if self.use_bias else tf.zeros([0])
+        return lif_native(current, *self._parameters(), bias, self.timesteps, self.cell.surrogate)
+
+    def _fused(self, current):
+        return lif_scan(self._biased(current), *self._parameters(), self.timesteps, self.cell.surrogate)
 
     def _rnn(self, current):
+        current = self._biased(current)
         if self.constant_input:
             current = tf.repeat(current, self.timesteps, axis=0)
-        return self.rnn(current)
+        rnn = keras.layers.RNN(
+            self.cell, return_sequences=True, time_major=True, unroll=True, autocast=False
+        )
+        return rnn(current)
+
+    def _biased(self, current):
+        return tf.cast(current, tf.float32) + self.bias_current if self.use_bias else current
+
+    def _parameters(self):
+        return [tf.convert_to_tensor(v, tf.float32) for v in (self.cell.leak, self.cell.v_th)]
 
     def get_config(self):
         return {
             **super().get_config(),
             "timesteps": self.timesteps,
-            "implementation": self.implementation,
             "constant_input": self.constant_input,
             "use_bias": self.use_bias,
             "surrogate": self.cell.surrogate.kind,
             "surrogate_scale": self.cell.surrogate.scale,
         }
+
+
+def use_implementation(model: keras.Model, implementation: str) -> keras.Model:
+    """Chooses how every `LIF` of a model computes, and returns the model. Belongs before its first call."""
+    for layer in model.layers:
+        if isinstance(layer, LIF):
+            layer.implementation = implementation
+    return model
 
 
 @_register

@@ -14,7 +14,8 @@ the reset's amount.
 
 import tensorflow as tf
 
-from snn_tf.surrogate import Surrogate
+from snn_tf import native
+from snn_tf.surrogate import KINDS, Surrogate
 
 
 def lif_step(
@@ -75,6 +76,43 @@ def lif_scan(
         return tf.stack(spikes), gradient
 
     return scan(current, leak, v_th)
+
+
+def lif_native(
+    current: tf.Tensor,
+    leak: tf.Tensor,
+    v_th: tf.Tensor,
+    bias: tf.Tensor,
+    timesteps: int,
+    surrogate: Surrogate,
+) -> tf.Tensor:
+    """`lif_scan` as one operation in C++, on CPUs, which also adds a bias current.
+
+    Kept for the backward pass is the input current alone.
+
+    Args:
+      current, leak, v_th, timesteps, surrogate: as for `lif_scan`.
+      bias: [C], float32, added to the current's last axis; empty for none.
+
+    Returns:
+      o, [T, B, ...], in the type of `current`.
+
+    Raises:
+      snn_tf.native.Unavailable: the operation cannot be compiled here.
+    """
+    operations = native.operations()
+
+    @tf.custom_gradient
+    def scan(current, leak, v_th, bias):
+        def gradient(d_spikes):
+            kind, scale = KINDS.index(surrogate.kind), surrogate.scale
+            return operations.snn_tf_lif_grad(
+                current, leak, v_th, bias, d_spikes, surrogate=kind, scale=scale
+            )
+
+        return operations.snn_tf_lif(current, leak, v_th, bias, timesteps=timesteps), gradient
+
+    return scan(current, leak, v_th, bias)
 
 
 def _replay(current, leak, v_th, timesteps):

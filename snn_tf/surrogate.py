@@ -29,6 +29,9 @@ _UNIT_HEIGHT: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 }
 
 
+KINDS = tuple(_UNIT_HEIGHT)
+
+
 @dataclasses.dataclass(frozen=True)
 class Surrogate:
     """A surrogate by its kind and its height γ > 0."""

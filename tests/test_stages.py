@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from snn_tf import config as configs
-from snn_tf import data, models, pruning, stages
+from snn_tf import data, evaluation, models, pruning, stages
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.graph import Graph, inner, is_synapse
@@ -156,15 +156,23 @@ def test_attention_off_still_compresses(student):
     assert found["active_weights"] == round(0.3 * sum(SIZES.values()))
 
 
-@pytest.mark.parametrize("structure", ["channel", pytest.param("irregular", marks=pytest.mark.slow)])
+def test_one_time_step_runs_through(tmp_path, student):
+    student(configs.CONVERT, configs.TRAIN_SNN, method="random", timesteps=1)
+    for stage in (configs.CONVERT, configs.TRAIN_SNN):
+        found = record(tmp_path, stage)
+        assert 0 < found["spikes_per_neuron"] < 1
+        for neuron in found["neurons"]:
+            assert neuron["spikes_per_neuron"] == neuron["spike_rate"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["channel", "irregular"])
 def test_resnet12_runs_through_at_one_time_step(tmp_path, structure):
     stages.run(config_of(tmp_path, network="resnet12", timesteps=1, structure=structure, density=0.5))
     facts = record(tmp_path, configs.EVALUATE)
     assert facts["timesteps"] == 1 and facts["num_examples"] == 599
     assert 0 < facts["spikes_per_neuron"] < 1 and facts["density"] <= 0.5
     assert facts["acs"] <= facts["dense_ann"]["macs"] and facts["macs"] < facts["dense_ann"]["macs"]
-    for neuron in facts["neurons"]:
-        assert neuron["spikes_per_neuron"] == neuron["spike_rate"]
     assert record(tmp_path, configs.EXPORT)["export_agreement"] == 1.0
 
 
@@ -253,10 +261,22 @@ def test_compress_refuses_what_cannot_be(tmp_path, teacher, settings, words):
     assert not StageFolder(tmp_path, configs.COMPRESS).done
 
 
-@pytest.mark.parametrize("scale, words", [(1e6, "never fires; lower"), (1e-9, "every step; raise")])
-def test_convert_warns_of_layers_that_say_nothing(student, capsys, scale, words):
-    student(configs.CONVERT, method="dense", v_th_scale=scale)
-    assert f"{words} --v_th_scale" in capsys.readouterr().out
+def test_convert_warns_of_thresholds_that_no_current_reaches(student, capsys):
+    student(configs.CONVERT, method="dense", v_th_scale=1e6)
+    said = capsys.readouterr().out
+    for name in ("conv1_neuron", "conv2_neuron", "conv3_neuron"):
+        assert f"convert: warning: layer {name} never fires; lower --v_th_scale" in said
+
+
+def test_warning_of_a_layer_names_what_to_turn(tmp_path, capsys):
+    spikes = {"silent": 0.0, "some": 11.0, "all": 12.0}
+    neurons = dict.fromkeys(spikes, 4)
+    result = evaluation.Evaluation(1, 0.0, np.zeros((2, 2)), 3, {}, spikes, neurons)
+    stages._warn_of_silence(result, StageFolder(tmp_path, configs.CONVERT))
+    assert capsys.readouterr().out.splitlines() == [
+        "convert: warning: layer silent never fires; lower --v_th_scale",
+        "convert: warning: layer all fires at every step; raise --v_th_scale",
+    ]
 
 
 def test_run_dir_that_is_a_file_is_named(tmp_path):

@@ -1,0 +1,72 @@
+"""How to compute on this machine: what every `auto` among the settings stands for.
+
+It is decided once for a run and kept in `<run_dir>/execution.json`, so that a run that resumes goes on
+computing as it began.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import tensorflow as tf
+
+from snn_tf import native
+from snn_tf.config import Config
+from snn_tf.errors import UsageError
+from snn_tf.runs import read_json, write_json
+
+AUTOMATIC = ("lif", "jit_compile", "precision")
+
+
+def resolve(config: Config) -> Config:
+    """Replaces every `auto` by what the run began with, or else by what suits this machine, and says so.
+
+    Raises:
+      UsageError: `--jit_compile=true` goes with `--lif=native`, which XLA cannot compile.
+      UserError: the run folder cannot be read or written.
+    """
+    path = pathlib.Path(config.run_dir) / "execution.json"
+    kept = read_json(path) if path.exists() else {}
+    best = _best(config)
+    chosen = {
+        name: kept.get(name, best[name]) if getattr(config, name) == "auto" else getattr(config, name)
+        for name in AUTOMATIC
+    }
+    if chosen["lif"] == "native" and chosen["jit_compile"] == "true":
+        raise UsageError("--jit_compile=true: must be false or auto with --lif=native")
+    if chosen["lif"] == "native" and (reason := _native_missing()):
+        print(f"--lif=native: using fused instead, {reason}")
+        chosen["lif"] = "fused"
+    if chosen != kept:
+        write_json(path, chosen)
+        print("execution: " + ", ".join(f"--{name}={value}" for name, value in chosen.items()))
+    return dataclasses.replace(config, **chosen)
+
+
+def _best(config: Config) -> dict[str, Any]:
+    gpus = tf.config.list_physical_devices("GPU")
+    compiled = config.jit_compile == "true" or (config.jit_compile == "auto" and bool(gpus))
+    return {
+        "lif": "fused" if gpus or compiled else "native",
+        "jit_compile": "true" if gpus and config.lif != "native" else "false",
+        "precision": "mixed_bfloat16" if _has_fast_bfloat16(gpus) else "float32",
+    }
+
+
+def _has_fast_bfloat16(gpus: list) -> bool:
+    """Matrix units for bfloat16: AMX on a CPU, Ampere (compute capability 8) or later on a GPU."""
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return details.get("compute_capability", (0, 0)) >= (8, 0)
+    try:
+        return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def _native_missing() -> str:
+    try:
+        native.operations()
+    except native.Unavailable as error:
+        return str(error)
+    return ""
