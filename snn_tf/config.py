@@ -227,12 +227,16 @@ class Config:
     train_v_th: bool = _setting(True, "Whether the thresholds v_th are trained.", "SNN", (TRAIN_SNN,))
 
     precision: str = _setting(
-        "float32", "Type of convolutions and products; membranes, loss and optimizer stay float32.",
-        "Execution", STAGES, choices=("float32", "mixed_bfloat16"))
+        "auto", "Type of convolutions and products; membranes, loss and optimizer stay float32. auto: "
+        "mixed_bfloat16 where the hardware has matrix units for it.", "Execution", STAGES,
+        choices=("auto", "float32", "mixed_bfloat16"))
     lif: str = _setting(
-        "fused", "Implementation of the neuron: hand-optimised scan, or the Keras RNN.", "Execution",
-        choices=("fused", "rnn"))
-    jit_compile: bool = _setting(False, "Compile the training step with XLA.", "Execution")
+        "auto", "Implementation of the neuron. native: one C++ operation, for CPUs; fused: TensorFlow "
+        "with its own gradient; rnn: the Keras RNN. auto: native on a CPU with a compiler, else fused.",
+        "Execution", choices=("auto", "native", "fused", "rnn"))
+    jit_compile: str = _setting(
+        "auto", "Compile the training step with XLA. auto: on GPUs.", "Execution",
+        choices=("auto", "true", "false"))
     checkpoint_every: int = _setting(
         0, "Steps between checkpoints; 0: an epoch.", "Execution", (), "steps", low=0)
     keep_checkpoints: int = _setting(2, "Checkpoints kept per stage.", "Execution", low=1)
@@ -282,6 +286,8 @@ def _check_together(config: Config) -> None:
             f"--drop_fraction_end={config.drop_fraction_end:g}: "
             f"must be at most --drop_fraction={config.drop_fraction:g}"
         )
+    if (config.lif, config.jit_compile) == ("native", "true"):
+        raise UsageError("--jit_compile=true: must be false or auto with --lif=native")
     if config.method == "magnitude_uniform":
         for flag, needed in (("structure", "irregular"), ("budget", "weights")):
             if getattr(config, flag) != needed:

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from snn_tf import native
 from snn_tf.config import Config
-from snn_tf.errors import UsageError
 from snn_tf.runs import read_json, write_json
 
 AUTOMATIC = ("lif", "jit_compile", "precision")
@@ -22,7 +21,7 @@ def resolve(config: Config) -> Config:
     """Replaces every `auto` by what the run began with, or else by what suits this machine, and says so.
 
     Raises:
-      UsageError: `--jit_compile=true` goes with `--lif=native`, which XLA cannot compile.
+      UsageError: what the run began with contradicts a setting given now.
       UserError: the run folder cannot be read or written.
     """
     path = pathlib.Path(config.run_dir) / "execution.json"
@@ -32,15 +31,14 @@ def resolve(config: Config) -> Config:
         name: kept.get(name, best[name]) if getattr(config, name) == "auto" else getattr(config, name)
         for name in AUTOMATIC
     }
-    if chosen["lif"] == "native" and chosen["jit_compile"] == "true":
-        raise UsageError("--jit_compile=true: must be false or auto with --lif=native")
+    resolved = dataclasses.replace(config, **chosen)
     if chosen["lif"] == "native" and (reason := _native_missing()):
         print(f"--lif=native: using fused instead, {reason}")
-        chosen["lif"] = "fused"
+        resolved = dataclasses.replace(resolved, lif="fused")
     if chosen != kept:
         write_json(path, chosen)
         print("execution: " + ", ".join(f"--{name}={value}" for name, value in chosen.items()))
-    return dataclasses.replace(config, **chosen)
+    return resolved
 
 
 def _best(config: Config) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class LIF(keras.layers.Layer):
 
 
 def use_implementation(model: keras.Model, implementation: str) -> keras.Model:
-    """Chooses how every `LIF` of a model computes, and returns the model. Belongs before its first call."""
+    """Chooses how every `LIF` of a model computes, before its first call; returns the model."""
     for layer in model.layers:
         if isinstance(layer, LIF):
             layer.implementation = implementation

@@ -57,7 +57,7 @@ class _Builder:
     def __init__(self, config: Config, spec: DataSpec):
         self.config = config
         self.spec = spec
-        self.policy = keras.mixed_precision.Policy(config.precision)
+        self.policy = keras.mixed_precision.Policy(_chosen(config.precision, "float32"))
         self.image = keras.Input(spec.image_shape, dtype="uint8", name="image")
         variance = [deviation**2 for deviation in spec.std]
         standardise = keras.layers.Normalization(mean=spec.mean, variance=variance, name="standardise")
@@ -166,6 +166,11 @@ class _Builder:
         return keras.Model(self.image, ReadOut(name="read_out")(logits), name=self.config.network)
 
 
+def _chosen(setting: str, reference: str) -> str:
+    """A setting of how to compute, or the reference where `snn_tf.execution` has not resolved `auto`."""
+    return reference if setting == "auto" else setting
+
+
 def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> keras.Model:
     """The SNN with an ANN's graph, names and weights: LIF in place of ReLU, leak 1, v_th 1.
 
@@ -185,7 +190,7 @@ def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> k
         if is_neuron(layer):
             return LIF(
                 steps,
-                implementation=config.lif,
+                implementation=_chosen(config.lif, "fused"),
                 constant_input=layer.name in first,
                 use_bias=config.bias_current,
                 surrogate=config.surrogate,

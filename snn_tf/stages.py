@@ -17,6 +17,7 @@ from snn_tf import (
     costs,
     data,
     evaluation,
+    execution,
     export,
     models,
     pruning,
@@ -27,6 +28,7 @@ from snn_tf import (
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.graph import Graph, is_neuron
+from snn_tf.layers import use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy
 from snn_tf.runs import UPSTREAM, StageFolder, replacing, replacing_folder
 
@@ -40,6 +42,7 @@ def run(config: Config) -> None:
       UsageError: settings contradict each other or what the run folder holds.
       UserError: data, files or a training are not as they must be.
     """
+    config = execution.resolve(config)
     source = functools.cache(lambda: data.load(config))
     for stage in config.stages():
         if stage == configs.TRAIN_ANN and config.meta_model:
@@ -64,6 +67,11 @@ def stage_folder(config: Config, stage: str) -> StageFolder:
     """A stage's folder; the meta-model's may be in another run."""
     shared = stage == configs.TRAIN_ANN and config.meta_model
     return StageFolder(pathlib.Path(config.meta_model if shared else config.run_dir), stage)
+
+
+def _model_of(config: Config, stage: str) -> keras.Model:
+    """The network that a stage made, to be computed as `--lif` says."""
+    return use_implementation(stage_folder(config, stage).load_model(), config.lif)
 
 
 def _upstream(config: Config, stage: str) -> list[StageFolder]:
@@ -119,10 +127,11 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The compressed ANN as an SNN, thresholds calibrated."""
-    compressed = stage_folder(config, configs.COMPRESS).load_model()
+    compressed = _model_of(config, configs.COMPRESS)
     batches = _calibration_batches(config, source)
     converted = conversion.convert(pruning.unwrap(compressed), config, batches)
     model = pruning.wrap(converted.model, pruning.masks(compressed))
+    use_implementation(model, config.lif)
     result = evaluation.Evaluator(model, config.batch_size).evaluate(source.validation)
     _warn_of_silence(result, folder)
     folder.save_model(model)
@@ -131,7 +140,7 @@ def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The SNN, trained: weights, thresholds and leaks together; masks stay."""
-    model = stage_folder(config, configs.CONVERT).load_model()
+    model = _model_of(config, configs.CONVERT)
     before = pruning.masks(model)
     recipe = training.Recipe(
         config.snn_optimizer, config.snn_learning_rate, config.snn_weight_decay, config.snn_epochs
@@ -151,8 +160,7 @@ def evaluate(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     original = evaluation.synapses(dense)
 
     def measured(stage: str) -> Facts:
-        model = stage_folder(config, stage).load_model()
-        return _measured(model, source, config.batch_size, original)
+        return _measured(_model_of(config, stage), source, config.batch_size, original)
 
     snn = measured(configs.TRAIN_SNN)
     facts = snn | {
@@ -169,7 +177,7 @@ def evaluate(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The SNN as a SavedModel, reloaded and compared."""
-    model = stage_folder(config, configs.TRAIN_SNN).load_model()
+    model = _model_of(config, configs.TRAIN_SNN)
     target = folder.path / "saved_model"
     with replacing_folder(target) as beside:
         exported = export.save(model, beside)
@@ -198,7 +206,7 @@ def _meta_model(config: Config, source: data.Data) -> keras.Model:
                 f"--meta_model={config.meta_model}: trained with --{name}={made_with[name]}, "
                 f"not --{name}={getattr(config, name)}"
             )
-    teacher = folder.load_model()
+    teacher = _model_of(config, configs.TRAIN_ANN)
     shapes = tuple(teacher.input_shape[1:]), teacher.output_shape[-1]
     wanted = tuple(source.spec.image_shape), source.spec.num_classes
     if shapes != wanted:

@@ -108,7 +108,7 @@ class Trainer:
         self.first_bad_step = tf.Variable(-1, trainable=False, dtype=tf.int64, name="first_bad_step")
         self.profiling = False
         self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="seconds")
-        self.step = tf.function(self._step, jit_compile=config.jit_compile or None)
+        self.step = tf.function(self._step, jit_compile=config.jit_compile == "true" or None)
         self.evaluator = Evaluator(model, config.batch_size)
         self.board = TensorBoard(folder.tensorboard)
         self.manager = tf.train.CheckpointManager(

@@ -68,6 +68,8 @@ def without_contradictions(chosen: dict) -> Config:
     agreeing = {"drop_fraction": start, "drop_fraction_end": end}
     if chosen["method"] == "magnitude_uniform":
         agreeing |= {"structure": "irregular", "budget": "weights"}
+    if chosen["lif"] == "native" and chosen["jit_compile"] == "true":
+        agreeing |= {"jit_compile": "auto"}
     return Config(**(chosen | agreeing))
 
 

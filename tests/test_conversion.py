@@ -113,7 +113,7 @@ def test_scaled_rates_and_logits_tend_to_the_anns_as_timesteps_grow(build):
     found = errors(build(), config, images(3), (SHORT, LONG))
     assert len(found) >= 4
     for name, (short, long) in found.items():
-        assert long < 0.06 and long < short / 6, name
+        assert long < 0.08 and long < short / 5, name
 
 
 def test_resnet12_logits_and_every_rate_tend_to_the_anns():

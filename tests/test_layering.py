@@ -13,10 +13,10 @@ LEVELS = {
         (
             ("errors",),
             ("config", "budget"),
-            ("surrogate", "attention", "sparsity", "channels", "costs"),
+            ("native", "surrogate", "attention", "sparsity", "channels", "costs"),
             ("neuron", "splits", "tiny_imagenet"),
             ("layers", "runs", "image_folder", "tfds_source", "batches"),
-            ("graph", "data"),
+            ("execution", "graph", "data"),
             ("models", "surgery"),
             ("pruning",),
             ("evaluation", "conversion", "objectives"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from snn_tf import config as configs
 from snn_tf import data, models, pruning, stages
@@ -236,7 +237,7 @@ def test_evaluate_reports_activity_by_layer(run_dir):
     facts = record(run_dir, configs.EVALUATE)
     model = model_of(run_dir, configs.TRAIN_SNN)
     neurons = Graph.of(model).select(is_neuron)
-    spikes = stages.keras.Model(model.input, {name: layer.output for name, layer in neurons.items()})
+    spikes = keras.Model(model.input, {name: layer.output for name, layer in neurons.items()})
     trains = spikes(data.load(config_of(run_dir)).test.images, training=False)
     total = 0.0
     for layer in facts["neurons"]:
@@ -294,7 +295,7 @@ def test_changed_settings_are_named_and_exit_with_2(irregular):
 
 def test_settings_of_no_stage_may_change(irregular, capsys):
     run_dir, _ = irregular
-    stages.run(config_of(run_dir, log_every=7, lif="rnn", jit_compile=True))
+    stages.run(config_of(run_dir, log_every=7, lif="rnn", jit_compile="true"))
     assert capsys.readouterr().out.count("done before, skipped") == len(STAGES)
 
 

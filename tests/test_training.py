@@ -337,7 +337,9 @@ def test_step_is_the_same_eager_as_graph_and_compiled(tmp_path, kind, way):
         return [{name: float(value) for name, value in term.items()} for term in terms]
 
     graph = trainer_of(kind, tmp_path / "graph", train_leak=False)
-    other = trainer_of(kind, tmp_path / way, train_leak=False, jit_compile=way == "compiled")
+    other = trainer_of(
+        kind, tmp_path / way, train_leak=False, jit_compile="true" if way == "compiled" else "false"
+    )
     expected = steps(graph, graph.step)
     found = steps(other, other._step if way == "eager" else other.step)
     for one, two in zip(found, expected, strict=True):

@@ -1,0 +1,95 @@
+"""Tests of `snn_tf.execution`: what `auto` becomes, and that a run keeps to it."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from snn_tf import execution, native
+from snn_tf.config import Config
+from snn_tf.errors import UsageError
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Makes this machine look like another."""
+
+    def like(gpu=(), compiler=True, matrix_units=False):
+        def operations():
+            if not compiler:
+                raise native.Unavailable("no C++ compiler")
+
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"] if gpu else [])
+        details = {"compute_capability": gpu}
+        monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+        monkeypatch.setattr(native, "operations", operations)
+        if not gpu:
+            monkeypatch.setattr(execution, "_has_fast_bfloat16", lambda gpus: matrix_units)
+
+    return like
+
+
+def resolved(run_dir, **settings):
+    config = execution.resolve(Config(run_dir=str(run_dir), **settings))
+    return config.lif, config.jit_compile, config.precision
+
+
+def test_cpu_gets_the_native_neuron(machine, tmp_path):
+    machine()
+    assert resolved(tmp_path) == ("native", "false", "float32")
+
+
+def test_cpu_with_matrix_units_gets_bfloat16(machine, tmp_path):
+    machine(matrix_units=True)
+    assert resolved(tmp_path) == ("native", "false", "mixed_bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((7, 5), "float32"), ((8, 0), "mixed_bfloat16"), ((9, 0), "mixed_bfloat16")],
+)
+def test_gpu_compiles_the_whole_step(machine, tmp_path, capability, precision):
+    machine(gpu=capability)
+    assert resolved(tmp_path) == ("fused", "true", precision)
+
+
+def test_without_a_compiler_fused_is_used_and_said(machine, tmp_path, capsys):
+    machine(compiler=False)
+    assert resolved(tmp_path) == ("fused", "false", "float32")
+    assert "--lif=native: using fused instead, no C++ compiler" in capsys.readouterr().out
+
+
+def test_explicit_settings_stay(machine, tmp_path):
+    machine(matrix_units=True)
+    given = {"lif": "rnn", "jit_compile": "true", "precision": "float32"}
+    assert resolved(tmp_path, **given) == ("rnn", "true", "float32")
+
+
+def test_compiled_step_on_a_cpu_takes_fused(machine, tmp_path):
+    machine()
+    assert resolved(tmp_path, jit_compile="true")[:2] == ("fused", "true")
+
+
+def test_native_with_a_compiled_step_names_both():
+    with pytest.raises(UsageError, match=r"--jit_compile=true: .* --lif=native"):
+        Config(lif="native", jit_compile="true")
+
+
+def test_run_keeps_what_it_began_with(machine, tmp_path, capsys):
+    machine(matrix_units=True)
+    first = resolved(tmp_path)
+    assert json.loads((tmp_path / "execution.json").read_text()) == {
+        "lif": "native",
+        "jit_compile": "false",
+        "precision": "mixed_bfloat16",
+    }
+    capsys.readouterr()
+    machine(matrix_units=False)
+    assert resolved(tmp_path) == first
+    assert capsys.readouterr().out == ""
+
+
+def test_choice_is_shown_once(machine, tmp_path, capsys):
+    machine()
+    resolved(tmp_path)
+    assert "execution: --lif=native, --jit_compile=false, --precision=float32" in capsys.readouterr().out
