@@ -278,6 +278,9 @@ def _check(field: dataclasses.Field, value: Any) -> None:
 
 
 def _check_together(config: Config) -> None:
+    for flag, example in (("stage", "all"), ("run_dir", "runs/default"), ("dataset", "digits")):
+        if not getattr(config, flag):
+            raise UsageError(f"--{flag}=: must not be empty; an example is --{flag}={example}")
     first_last = config.profile_steps
     if first_last and (len(first_last) != 2 or first_last[0] >= first_last[1]):
         raise UsageError(f"--profile_steps={shown(first_last)}: must be two rising steps, such as 10,20")

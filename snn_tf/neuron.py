@@ -54,7 +54,8 @@ def lif_scan(
 ) -> tf.Tensor:
     """All time steps at once, with a hand-written gradient.
 
-    Kept for the backward pass is the input current alone; membranes and spikes are replayed.
+    The tape keeps the input current alone, and the gradient replays membranes and spikes. Where XLA does
+    not compile, TensorFlow's graph optimiser may merge the replay with the forward pass and keep them.
 
     Args:
       current: I, [T, B, ...]; or [1, B, ...], the same current at every step.

@@ -107,6 +107,7 @@ class Trainer:
         }
         self.first_bad_step = tf.Variable(-1, trainable=False, dtype=tf.int64, name="first_bad_step")
         self.profiling = False
+        self.counted = time.perf_counter()
         self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="seconds")
         self.step = tf.function(self._step, jit_compile=config.jit_compile == "true" or None)
         self.evaluator = Evaluator(model, config.batch_size)
@@ -189,13 +190,14 @@ class Trainer:
             unit_scale=True,
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )
+        self.counted = time.perf_counter()
         with progress:
             for step, (images, labels) in enumerate(batches, start=first + 1):
                 self._one(step, images, labels, progress)
+        self._count_time()
         return self.evaluator.evaluate(self.source.validation)
 
     def _one(self, step: int, images: tf.Tensor, labels: tf.Tensor, progress: tqdm) -> None:
-        started = time.perf_counter()
         with self._profiled(step):
             values = self.step(images, labels)
         ends_epoch = step % self.steps_per_epoch == 0
@@ -207,13 +209,19 @@ class Trainer:
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
         if ends_epoch:
             self._end_epoch(step, images, labels)
-        self.seconds.assign_add(time.perf_counter() - started)
+        self._count_time()
         if (
             step % (self.config.checkpoint_every or self.steps_per_epoch) == 0
             or step == self.total_steps
         ):
             self._save(step)
         progress.update(self.config.batch_size)
+
+    def _count_time(self) -> None:
+        """Adds what has passed since it was last called: steps, waiting for data, and checkpoints."""
+        now = time.perf_counter()
+        self.seconds.assign_add(now - self.counted)
+        self.counted = now
 
     @contextlib.contextmanager
     def _profiled(self, step: int) -> Iterator[None]:

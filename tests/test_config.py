@@ -59,7 +59,7 @@ def values(name: str) -> st.SearchStrategy:
             exclude_min=setting.low_open,
             exclude_max=setting.high_open,
         )
-    return st.text()
+    return st.text(min_size=name in ("run_dir", "dataset"))
 
 
 def without_contradictions(chosen: dict) -> Config:
@@ -258,3 +258,9 @@ def test_config_stage_seeds_are_distinct_and_within_range():
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert Config(seed=1).stage_seed("compress") == Config(seed=1, density=0.1).stage_seed("compress")
+
+
+@pytest.mark.parametrize(("flag", "empty"), [("stage", ()), ("run_dir", ""), ("dataset", "")])
+def test_empty_setting_is_refused_with_an_example(flag, empty):
+    with pytest.raises(UsageError, match=f"--{flag}=: must not be empty; an example is --{flag}=."):
+        Config(**{flag: empty})

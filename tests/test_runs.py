@@ -261,7 +261,10 @@ def test_replacing_folder_replaces_all_of_it_or_nothing(tmp_path):
             (beside / name).write_text("")
     assert set(contents(path)) == {"second"}
     for _ in range(2):
-        with pytest.raises(UserError), runs.replacing_folder(path) as beside:
+        with (
+            pytest.raises(UserError, match=r"^the check failed$"),
+            runs.replacing_folder(path) as beside,
+        ):
             beside.mkdir()
             (beside / "third").write_text("")
             raise UserError("the check failed")

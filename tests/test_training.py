@@ -459,7 +459,7 @@ class NotFinite:
         now = self.trainer.optimizer.iterations == self.step - 1
         loss = terms["cross_entropy"]
         if self.spoilt == "loss":
-            return {"cross_entropy": tf.where(now, math.nan, loss)}, logits
+            return {"cross_entropy": loss * tf.where(now, math.nan, 1.0)}, logits
         zero = tf.cast(now, tf.float32) * (loss - tf.stop_gradient(loss))
         return {"cross_entropy": loss + tf.where(now, tf.sqrt(zero), 0.0)}, logits
 
