@@ -461,7 +461,7 @@ def test_update_clears_slots_of_what_changed_and_keeps_the_others(structure, opt
     train_until(pruner, optimizer, 4)
     gates = {name: pruner.gate(name).numpy() > 0 for name in LAYERS}
     # Slots are 0 where nothing is active; here they are not, so that clearing shows everywhere.
-    for name, wrapper in pruner.wrappers.items():
+    for wrapper in pruner.wrappers.values():
         for slot in optimizer.get_slot_names():
             optimizer.get_slot(wrapper.layer.kernel, slot).assign_add(
                 tf.ones(wrapper.layer.kernel.shape)
@@ -748,3 +748,54 @@ def test_channel_drop_looks_at_slices_towards_active_channels_only():
     pruner.wrappers["conv3"].layer.kernel.assign(kernel)
     pruner.revise(4)
     assert pruner.channels()["conv2"].any() and not pruner.channels()["conv2"][weakest]
+
+
+def root_mean_square(arrays, active):
+    """[C] by group: of the weights that read each channel for the active channels of the reader."""
+    readers = {"conv1": "conv2", "conv2": "conv3", "conv3": "logits"}
+    found = {}
+    for group, reader in readers.items():
+        kept = arrays[reader][..., active.get(reader, np.ones(CLASSES, bool))]
+        axes = tuple(axis for axis in range(kept.ndim) if axis != kept.ndim - 2)
+        found[group] = np.sqrt(np.mean(np.square(kept), axis=axes))
+    return found
+
+
+def test_channel_update_weighs_scores_by_their_root_mean_square(monkeypatch):
+    pruner, handed = student(config_of(structure="channel")), []
+    rng = np.random.default_rng(1)
+    for score in pruner.scores.values():
+        score.assign(rng.standard_normal(score.shape))
+    active = pruner.channels()
+
+    def update(norms, scores, channels, budget, p):
+        handed.extend([norms, scores, channels, p])
+        return channels, None
+
+    monkeypatch.setattr(pruning.channels, "update_channels", update)
+    pruner.revise(4)
+    norms, scores, channels, p = handed
+    assert same(channels, active)
+    assert p == pytest.approx(0.005 + 0.495 * (1 + math.cos(math.pi / 3)) / 2)
+    per_weight = root_mean_square(kernels(pruner.model), active)
+    for group, counts in {
+        "conv1": 9 * active["conv2"].sum(),
+        "conv2": 9 * active["conv3"].sum(),
+    }.items():
+        np.testing.assert_allclose(norms[group], per_weight[group] * math.sqrt(counts), rtol=1e-5)
+    values = {name: score.numpy() for name, score in pruner.scores.items()}
+    for group, expected in root_mean_square(values, active).items():
+        np.testing.assert_allclose(scores[group], expected, rtol=1e-5)
+
+
+def test_channel_magnitude_weighs_weights_by_their_root_mean_square(monkeypatch):
+    pruner, handed = student(config_of(structure="channel", method="magnitude")), {}
+
+    def magnitude(values, budget):
+        handed.update(values)
+        return pruner.channels()
+
+    monkeypatch.setattr(pruning.channels, "magnitude_channels", magnitude)
+    pruner.revise(4)
+    for group, expected in root_mean_square(kernels(pruner.model), pruner.channels()).items():
+        np.testing.assert_allclose(handed[group], expected, rtol=1e-5)
