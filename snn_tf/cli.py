@@ -88,7 +88,9 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet_import(quiet: bool) -> Iterator[None]:
-    """Sends to nowhere what TensorFlow writes to standard error while it is loaded."""
+    """Sets up TensorFlow before it is loaded, and sends to nowhere what it says meanwhile."""
+    # With several, the order in which oneDNN adds up a filter gradient varies, and so do its last bits.
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     if not quiet:
         yield
         return

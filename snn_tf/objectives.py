@@ -9,7 +9,7 @@ from snn_tf.attention import attention_loss, attention_map, distillation_loss
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.models import attended
-from snn_tf.pruning import Pruner
+from snn_tf.pruners import Pruner
 
 Terms = dict[str, tf.Tensor]
 

@@ -1,12 +1,9 @@
-"""Masks in training: tfmot's prune wrappers, driven by attention-derived scores.
+"""Masks in training: tfmot's prune wrappers, with the one copy of each mask.
 
-The wrappers hold the one copy of each mask, from `compress` to `export`; elsewhere masks are a
-read-only dict by layer name. A `Pruner` decides when masks change; which weights are kept is decided
-in `snn_tf.sparsity` and `snn_tf.channels`. tfmot is imported here and nowhere else.
+The wrappers stay from `compress` to `export`; elsewhere masks are a read-only dict by layer name. When
+and how masks change is decided in `snn_tf.pruners`. tfmot is imported here and nowhere else.
 """
 
-import dataclasses
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,13 +12,8 @@ import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
-from snn_tf import budget as budgets
-from snn_tf import channels, sparsity
-from snn_tf.config import Config
-from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner, is_synapse
 from snn_tf.models import copy_weights
-from snn_tf.surgery import channel_layers, output_positions, tie_groups
 
 Masks = Mapping[str, np.ndarray]
 
@@ -36,6 +28,15 @@ class Masked(PruneLowMagnitude):
     def call(self, inputs, training=None):
         del training
         return self.layer.call(inputs)
+
+
+def falling_sparsity(
+    density: float, interval: int, last_update: int
+) -> tfmot.sparsity.keras.PruningSchedule:
+    """tfmot's cubic schedule: sparsity from 0 to 1 - `density` at step `last_update`."""
+    return tfmot.sparsity.keras.PolynomialDecay(
+        0.0, 1.0 - density, begin_step=0, end_step=last_update, frequency=interval
+    )
 
 
 def wrap(
@@ -117,244 +118,3 @@ def stray_weights(model: keras.Model) -> dict[str, int]:
         for name, w in wrappers(model).items()
     }
     return {name: count for name, count in counts.items() if count}
-
-
-class Pruner(tf.Module):
-    """Masks of a student over its training. Subclasses know the structure: what a unit is.
-
-    Attributes:
-      scores: m, the moving average of the loss's gradient with respect to every prunable weight,
-        active or not, by layer name; empty unless the method is attention.
-      last_update: step after which masks are fixed.
-    """
-
-    def __init__(self, model: keras.Model, config: Config, steps_per_epoch: int):
-        """Wraps `model`, a plain functional one; the result is in the attribute `model`.
-
-        Raises:
-          UsageError: the density or the interval of updates is impossible.
-        """
-        super().__init__()
-        self.config = config
-        self.interval = config.mask_update or steps_per_epoch
-        total_steps = config.compress_epochs * steps_per_epoch
-        if self.interval > total_steps:
-            raise UsageError(
-                f"--mask_update={self.interval}: must be at most the stage's {total_steps} steps"
-            )
-        updates = math.floor(budgets.exact(config.mask_update_end) * total_steps / self.interval)
-        self.last_update = max(1, updates) * self.interval
-        self.schedule = tfmot.sparsity.keras.PolynomialDecay(
-            0.0, 1.0 - config.density, begin_step=0, end_step=self.last_update, frequency=self.interval
-        )
-        self.model = wrap(model, schedule=self.schedule)
-        self.wrappers = wrappers(self.model)
-        self.scores = {
-            name: tf.Variable(
-                tf.zeros(wrapper.layer.kernel.shape), trainable=False, name=f"score/{name}"
-            )
-            for name, wrapper in self.wrappers.items()
-            if config.method == "attention"
-        }
-
-    def due(self, step: int) -> bool:
-        """Whether masks change after `step` optimizer steps."""
-        moving = self.config.method not in ("random", "dense")
-        return moving and step % self.interval == 0 and 0 < step <= self.last_update
-
-    def observe(self, gradients: Mapping[str, tf.Tensor]) -> None:
-        """m ← decay · m + (1 − decay) · gradient; gradients by layer name, not masked."""
-        decay = self.config.score_decay
-        for name, score in self.scores.items():
-            score.assign(decay * score + (1.0 - decay) * gradients[name])
-
-    def gate(self, name: str) -> tf.Tensor:
-        """1 where the optimizer may move a layer's weights, 0 elsewhere, in the kernel's shape."""
-        return tf.convert_to_tensor(mask_of(self.wrappers[name]))
-
-    def active_channels(self, neuron: str) -> tf.Tensor | None:
-        """[C], 1 for the active channels of a neuron layer; None if all are."""
-        del neuron
-        return None
-
-    def start(self, seed: int) -> dict[str, float]:
-        """Sets the first masks. Returns each layer's density as its initialisation needs it."""
-        raise TypeError(f"{type(self).__name__} has no structure")
-
-    def revise(self, step: int) -> None:
-        """Sets the next masks; weights and slots are left to `update`."""
-        raise TypeError(f"{type(self).__name__} has no structure")
-
-    def update(self, step: int, optimizer: keras.optimizers.legacy.Optimizer) -> dict[str, float]:
-        """Revises masks, then projects weights and clears the slots of all that was not kept.
-
-        Returns:
-          Mask churn by layer: share of the newly active among the active weights.
-        """
-        before = {name: self.gate(name).numpy() for name in self.wrappers}
-        old = masks(self.model)
-        self.revise(step)
-        project(self.model)
-        for name, wrapper in self.wrappers.items():
-            kept = before[name] * self.gate(name)
-            for slot in optimizer.get_slot_names():
-                variable = optimizer.get_slot(wrapper.layer.kernel, slot)
-                variable.assign(variable * kept)
-        new = masks(self.model)
-        return {name: float((new[name] & ~old[name]).sum() / new[name].sum()) for name in new}
-
-    def density_now(self, step: int) -> float:
-        """Density that the method wants after `step` steps: falling for magnitude, else constant."""
-        if not self.config.method.startswith("magnitude") or step >= self.last_update:
-            return self.config.density
-        return 1.0 - float(self.schedule(step)[1])
-
-    def drop_fraction(self, step: int) -> float:
-        """p of the update after `step` steps."""
-        config = self.config
-        return sparsity.drop_fraction(
-            step, self.last_update, config.drop_fraction, config.drop_fraction_end
-        )
-
-    def kernels(self) -> dict[str, np.ndarray]:
-        """Every layer's weights by name."""
-        return {name: wrapper.layer.kernel.numpy() for name, wrapper in self.wrappers.items()}
-
-
-class IrregularPruner(Pruner):
-    """Units are single weights."""
-
-    def __init__(self, model, config, steps_per_epoch):
-        super().__init__(model, config, steps_per_epoch)
-        self.output_layer = list(self.wrappers)[-1]
-        self.budget(config.density)
-
-    def budget(self, density: float) -> budgets.Budget:
-        """The budget at a density. Raises `UsageError` if the floors do not fit into it."""
-        shapes = {name: w.layer.kernel.shape for name, w in self.wrappers.items()}
-        by_macs = self.config.budget == "macs"
-        return budgets.Budget(
-            sizes={name: math.prod(shape) for name, shape in shapes.items()},
-            unit_costs={
-                name: output_positions(w) if by_macs else 1 for name, w in self.wrappers.items()
-            },
-            density=density,
-            min_layer_density=self.config.min_layer_density,
-            protected={
-                name: shape[-1] if name == self.output_layer else 0 for name, shape in shapes.items()
-            },
-        )
-
-    def start(self, seed):
-        shapes = {name: tuple(w.layer.kernel.shape) for name, w in self.wrappers.items()}
-        first = {name: np.ones(shape, bool) for name, shape in shapes.items()}
-        if not self.config.method.startswith("magnitude"):
-            rng = np.random.default_rng(seed)
-            budget = self.budget(self.config.density)
-            first = sparsity.initial_masks(shapes, budget, rng, self.output_layer)
-        assign_masks(self.model, first)
-        return {name: float(mask.mean()) for name, mask in first.items()}
-
-    def revise(self, step):
-        if self.config.method == "magnitude_uniform":
-            return self._revise_by_tfmot(step)
-        budget = self.budget(self.density_now(step))
-        if self.config.method == "magnitude":
-            new = sparsity.magnitude_masks(self.kernels(), budget, self.output_layer)
-        else:
-            scores = {name: score.numpy() for name, score in self.scores.items()}
-            p = self.drop_fraction(step)
-            new, _ = sparsity.update_masks(
-                self.kernels(), scores, masks(self.model), budget, p, self.output_layer
-            )
-        assign_masks(self.model, new)
-
-    def _revise_by_tfmot(self, step: int) -> None:
-        for wrapper in self.wrappers.values():
-            wrapper.pruning_step.assign(step)
-            wrapper.pruning_obj.conditional_mask_update()
-
-
-class ChannelPruner(Pruner):
-    """Units are channels of tie groups; only the consumers' input slices are masked.
-
-    Producers go on computing dormant channels with frozen filters, so that the gradient at a dormant
-    slice is not zero and a channel can come back.
-    """
-
-    def __init__(self, model, config, steps_per_epoch):
-        super().__init__(model, config, steps_per_epoch)
-        self.layers = channel_layers(self.model, config.budget)
-        self.groups = tie_groups(self.model)
-        sizes = {layer.in_group: layer.in_channels for layer in self.layers if layer.in_group}
-        self.active = {
-            group: tf.Variable(tf.ones(size), trainable=False, name=f"active/{group}")
-            for group, size in sizes.items()
-        }
-        self.out_group = {layer.name: layer.out_group for layer in self.layers}
-        self.budget(config.density)
-
-    def budget(self, density: float) -> channels.ChannelBudget:
-        """The budget at a density. Raises `UsageError` if one channel per group exceeds it."""
-        return channels.ChannelBudget(self.layers, density)
-
-    def gate(self, name):
-        mask = super().gate(name)
-        group = self.out_group[name]
-        return mask * self.active[group] if group else mask
-
-    def active_channels(self, neuron):
-        group = self.groups[neuron]
-        return tf.convert_to_tensor(self.active[group]) if group else None
-
-    def channels(self) -> dict[str, np.ndarray]:
-        """The active channels, boolean [C], by tie group."""
-        return {group: variable.numpy() > 0 for group, variable in self.active.items()}
-
-    def start(self, seed):
-        first = self.channels()
-        if self.config.method != "magnitude":
-            rng = np.random.default_rng(seed)
-            first = channels.initial_channels(self.budget(self.config.density), rng)
-        self._assign(first)
-        return {
-            layer.name: float(first[layer.in_group].mean()) if layer.in_group else 1.0
-            for layer in self.layers
-        }
-
-    def revise(self, step):
-        budget = self.budget(self.density_now(step))
-        norms, per_weight = self._norms(self.kernels())
-        if self.config.method == "magnitude":
-            return self._assign(channels.magnitude_channels(per_weight, budget))
-        _, saliency = self._norms({name: score.numpy() for name, score in self.scores.items()})
-        p = self.drop_fraction(step)
-        new, _ = channels.update_channels(norms, saliency, self.channels(), budget, p)
-        self._assign(new)
-
-    def _norms(self, kernels: Masks) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Frobenius norm of each unit's slices towards active channels, and it over √(slice size)."""
-        active = self.channels()
-        cut, layers = {}, []
-        for layer in self.layers:
-            kept = active[layer.out_group] if layer.out_group else np.ones(layer.out_channels, bool)
-            cut[layer.name] = kernels[layer.name][..., kept]
-            layers.append(dataclasses.replace(layer, out_channels=int(kept.sum())))
-        norms = channels.channel_norms(cut, layers)
-        sizes = channels.slice_sizes(layers)
-        return norms, {group: norm / math.sqrt(sizes[group]) for group, norm in norms.items()}
-
-    def _assign(self, new: Mapping[str, np.ndarray]) -> None:
-        for group, variable in self.active.items():
-            variable.assign(new[group].astype(np.float32))
-        shapes = {name: tuple(w.layer.kernel.shape) for name, w in self.wrappers.items()}
-        new_masks = {
-            layer.name: channels.input_mask(layer, new, shapes[layer.name]) for layer in self.layers
-        }
-        assign_masks(self.model, new_masks)
-
-
-def make_pruner(model: keras.Model, config: Config, steps_per_epoch: int) -> Pruner:
-    """The pruner of `config.structure`, around a wrapped copy of a plain model."""
-    kind = IrregularPruner if config.structure == "irregular" else ChannelPruner
-    return kind(model, config, steps_per_epoch)

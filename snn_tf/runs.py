@@ -141,18 +141,23 @@ class StageFolder:
             changes = _changes(read_json(self.path / "stage.json"), wanted)
             if not changes:
                 return
-            if not config.overwrite:
+            if not config.overwrite and self._holds_work():
                 raise UsageError(
                     f"{self.path} was made with other settings ({changes}); "
                     "give --overwrite to move it aside, or another --run_dir"
                 )
-            self._move_aside()
+            if self._holds_work():
+                self._move_aside()
         lines = (
             f"--{name}={configs.shown(value)}\n" for name, value in dataclasses.asdict(config).items()
         )
         with replacing(self.path / "config.flags") as beside:
             beside.write_text("".join(lines))
         write_json(self.path / "stage.json", wanted)
+
+    def _holds_work(self) -> bool:
+        """Whether there is anything to lose: a finished stage, or checkpoints of an unfinished one."""
+        return self.done or any((self.path / "checkpoints").glob("*"))
 
     def require(self, config: Config) -> None:
         """Raises `UsageError` if the stage was made with other settings than these."""

@@ -20,6 +20,7 @@ from snn_tf import (
     execution,
     export,
     models,
+    pruners,
     pruning,
     report,
     surgery,
@@ -107,7 +108,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     teacher.trainable = False
     student = models.build(config, "relu", source.spec)
     per_epoch = data.steps_per_epoch(source.train, config.batch_size)
-    pruner = pruning.make_pruner(student, config, per_epoch)
+    pruner = pruners.make_pruner(student, config, per_epoch)
     seed = config.stage_seed(folder.stage)
     models.initialise(pruner.model, seed, pruner.start(seed))
     pruning.project(pruner.model)
@@ -119,7 +120,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     result = trainer.run()
     _check_masks(pruner.model, folder)
     model = pruner.model
-    if isinstance(pruner, pruning.ChannelPruner):
+    if isinstance(pruner, pruners.ChannelPruner):
         model = pruning.wrap(surgery.remove_channels(pruning.unwrap(model), pruner.channels()))
     folder.save_model(model)
     return _trained(trainer, result) | _counts(model, teacher)

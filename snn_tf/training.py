@@ -22,7 +22,8 @@ from snn_tf.evaluation import Evaluation, Evaluator
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
 from snn_tf.layers import LIF, dropout_seed
 from snn_tf.objectives import AttentionGuided, Objective
-from snn_tf.pruning import Pruner, mask_of, wrappers
+from snn_tf.pruners import Pruner
+from snn_tf.pruning import mask_of, wrappers
 from snn_tf.runs import StageFolder
 from snn_tf.summaries import TensorBoard
 

@@ -488,7 +488,7 @@ def test_tfds_download_that_fails_says_where_it_looked_and_what_to_do(toy, tmp_p
     assert "127.0.0.1" in line and "--data_dir=FOLDER" in line
 
 
-@pytest.mark.parametrize("name", ["snn_no_such_set", "No such name!", "snn_toy/no_such_config", ""])
+@pytest.mark.parametrize("name", ["snn_no_such_set", "No such name!", "snn_toy/no_such_config"])
 def test_tfds_name_that_is_unknown_is_refused(name, tmp_path):
     assert refusal(dataset=name, data_dir=str(tmp_path)).startswith(f"--dataset={name}: not prepared in")
 

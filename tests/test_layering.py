@@ -19,6 +19,7 @@ LEVELS = {
             ("execution", "graph", "data"),
             ("models", "surgery"),
             ("pruning",),
+            ("pruners",),
             ("evaluation", "conversion", "objectives"),
             ("summaries",),
             ("training", "export", "report"),

@@ -14,7 +14,7 @@ from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError
 from snn_tf.layers import dropout_seed
 from snn_tf.objectives import AttentionGuided, CrossEntropy, cross_entropy
-from snn_tf.pruning import make_pruner
+from snn_tf.pruners import make_pruner
 
 SPEC = DataSpec("made_up", (8, 8, 3), 5, "none", (120.0,) * 3, (60.0,) * 3)
 CONFIG = Config(

@@ -12,7 +12,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from small_networks import initialised, kernels, some_images, weights_of
 
-from snn_tf import costs, evaluation, models, pruning, surgery
+from snn_tf import costs, evaluation, models, pruners, pruning, surgery
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner
@@ -50,9 +50,9 @@ def config_of(**settings) -> Config:
     return Config(**NETWORK | defaults | settings)
 
 
-def student(config: Config, seed=3) -> pruning.Pruner:
+def student(config: Config, seed=3) -> pruners.Pruner:
     """A pruner with first masks and first weights, as the compress stage makes it."""
-    pruner = pruning.make_pruner(plain(network=config.network), config, STEPS_PER_EPOCH)
+    pruner = pruners.make_pruner(plain(network=config.network), config, STEPS_PER_EPOCH)
     models.initialise(pruner.model, seed, pruner.start(seed))
     pruning.project(pruner.model)
     return pruner
@@ -66,7 +66,7 @@ def adam():
     return keras.optimizers.legacy.Adam(0.01)
 
 
-def train_step(pruner: pruning.Pruner, optimizer) -> None:
+def train_step(pruner: pruners.Pruner, optimizer) -> None:
     """A training step by the design: m gets the raw gradient, the optimizer the gated one."""
     variables = pruner.model.trainable_variables
     number = int(optimizer.iterations)
@@ -288,7 +288,7 @@ def test_checkpoint_holds_weights_masks_scores_and_slots(tmp_path, structure):
 )
 def test_masks_are_due_at_every_interval_until_the_last_update(settings, steps):
     config = config_of(**settings)
-    pruner = pruning.make_pruner(plain(), config, STEPS_PER_EPOCH)
+    pruner = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH)
     total = config.compress_epochs * STEPS_PER_EPOCH
     assert [step for step in range(total + 1) if pruner.due(step)] == steps
 
@@ -296,7 +296,7 @@ def test_masks_are_due_at_every_interval_until_the_last_update(settings, steps):
 @pytest.mark.parametrize("structure", ["irregular", "channel"])
 def test_interval_longer_than_the_stage_is_refused(structure):
     with pytest.raises(UsageError, match=r"^--mask_update=17: must be at most the stage's 16 steps$"):
-        pruning.make_pruner(plain(), config_of(structure=structure, mask_update=17), STEPS_PER_EPOCH)
+        pruners.make_pruner(plain(), config_of(structure=structure, mask_update=17), STEPS_PER_EPOCH)
 
 
 @pytest.mark.parametrize(
@@ -311,18 +311,18 @@ def test_interval_longer_than_the_stage_is_refused(structure):
 )
 def test_impossible_density_is_refused_with_the_smallest_possible(settings):
     with pytest.raises(UsageError, match=r"^--density=[\d.]+: must be at least [\d.]+, .*$") as error:
-        pruning.make_pruner(plain(), config_of(**settings), STEPS_PER_EPOCH)
+        pruners.make_pruner(plain(), config_of(**settings), STEPS_PER_EPOCH)
     least = float(re.search(r"at least ([\d.]+)", str(error.value))[1])
     settings = settings | {"density": least}
-    assert pruning.make_pruner(plain(), config_of(**settings), STEPS_PER_EPOCH).config.density == least
+    assert pruners.make_pruner(plain(), config_of(**settings), STEPS_PER_EPOCH).config.density == least
 
 
 @pytest.mark.parametrize(
-    ("structure", "kind"), [("irregular", pruning.IrregularPruner), ("channel", pruning.ChannelPruner)]
+    ("structure", "kind"), [("irregular", pruners.IrregularPruner), ("channel", pruners.ChannelPruner)]
 )
 def test_make_pruner_follows_the_structure_and_copies_the_network(structure, kind):
     model = plain()
-    pruner = pruning.make_pruner(model, config_of(structure=structure), STEPS_PER_EPOCH)
+    pruner = pruners.make_pruner(model, config_of(structure=structure), STEPS_PER_EPOCH)
     assert type(pruner) is kind
     assert pruning.wrappers(model) == {} and same(kernels(pruner.model), kernels(model))
 
@@ -331,7 +331,7 @@ def test_make_pruner_follows_the_structure_and_copies_the_network(structure, kin
     ("method", "scored"), [("attention", LAYERS), ("magnitude", ()), ("random", ())]
 )
 def test_only_attention_keeps_scores(method, scored):
-    pruner = pruning.make_pruner(plain(), config_of(method=method), STEPS_PER_EPOCH)
+    pruner = pruners.make_pruner(plain(), config_of(method=method), STEPS_PER_EPOCH)
     assert tuple(pruner.scores) == scored
 
 
@@ -395,7 +395,7 @@ def test_irregular_start_is_random_in_every_layer_and_a_function_of_the_seed():
 
 
 def test_irregular_start_tells_each_layers_density():
-    pruner = pruning.make_pruner(
+    pruner = pruners.make_pruner(
         plain(), config_of(density=0.1, min_layer_density=0.08), STEPS_PER_EPOCH
     )
     densities = pruner.start(0)
@@ -707,7 +707,7 @@ def test_channel_network_cut_equals_the_masked_one():
 
 
 def test_channel_start_tells_the_share_of_inputs_that_are_active():
-    pruner = pruning.make_pruner(plain(), config_of(structure="channel"), STEPS_PER_EPOCH)
+    pruner = pruners.make_pruner(plain(), config_of(structure="channel"), STEPS_PER_EPOCH)
     densities = pruner.start(0)
     channels = pruner.channels()
     assert densities == {
@@ -772,7 +772,7 @@ def test_channel_update_weighs_scores_by_their_root_mean_square(monkeypatch):
         handed.extend([norms, scores, channels, p])
         return channels, None
 
-    monkeypatch.setattr(pruning.channels, "update_channels", update)
+    monkeypatch.setattr(pruners.channels, "update_channels", update)
     pruner.revise(4)
     norms, scores, channels, p = handed
     assert same(channels, active)
@@ -795,7 +795,7 @@ def test_channel_magnitude_weighs_weights_by_their_root_mean_square(monkeypatch)
         handed.update(values)
         return pruner.channels()
 
-    monkeypatch.setattr(pruning.channels, "magnitude_channels", magnitude)
+    monkeypatch.setattr(pruners.channels, "magnitude_channels", magnitude)
     pruner.revise(4)
     for group, expected in root_mean_square(kernels(pruner.model), pruner.channels()).items():
         np.testing.assert_allclose(handed[group], expected, rtol=1e-5)

@@ -26,6 +26,14 @@ def opened(run_dir, stage=configs.TRAIN_ANN, upstream=None, **settings):
     return folder
 
 
+def begun(run_dir, **settings):
+    """A stage that was interrupted after its first checkpoint."""
+    folder = opened(run_dir, **settings)
+    (folder.path / "checkpoints").mkdir(exist_ok=True)
+    (folder.path / "checkpoints" / "ckpt-1.index").write_bytes(b"state")
+    return folder
+
+
 def finished(run_dir, stage=configs.TRAIN_ANN, upstream=None, **settings):
     folder = opened(run_dir, stage, upstream, **settings)
     if not folder.done:
@@ -72,10 +80,10 @@ def test_finished_folder_is_done_and_its_record_says_how_it_was_made(tmp_path):
     assert isinstance(record["commit"], str) and record["device"]
 
 
-@pytest.mark.parametrize("make", [opened, finished])
+@pytest.mark.parametrize("make", [begun, finished])
 def test_same_settings_leave_everything_as_it_is(tmp_path, make):
     folder = make(tmp_path)
-    (folder.path / "checkpoints").mkdir()
+    (folder.path / "checkpoints").mkdir(exist_ok=True)
     (folder.path / "checkpoints" / "state").write_bytes(b"half way")
     before = contents(tmp_path)
     assert make(tmp_path, overwrite=True).done == (make is finished)
@@ -107,7 +115,7 @@ def test_settings_that_do_not_concern_the_stage_are_free(tmp_path):
         ({"seed": 3, "ann_epochs": 4}, "(--seed=3, was 0; --ann_epochs=4, was 100)"),
     ],
 )
-@pytest.mark.parametrize("make", [opened, finished])
+@pytest.mark.parametrize("make", [begun, finished])
 def test_changed_settings_are_refused_and_nothing_is_touched(tmp_path, make, settings, said):
     make(tmp_path)
     before = contents(tmp_path)
@@ -116,6 +124,13 @@ def test_changed_settings_are_refused_and_nothing_is_touched(tmp_path, make, set
     assert said in one_line(caught) and "--overwrite" in str(caught.value)
     assert caught.value.exit_code == 2
     assert contents(tmp_path) == before
+
+
+def test_stage_that_never_began_takes_new_settings(tmp_path):
+    opened(tmp_path, width=0.25)
+    folder = opened(tmp_path, width=0.5)
+    assert runs.read_json(folder.path / "stage.json")["settings"]["width"] == 0.5
+    assert [path.name for path in tmp_path.iterdir()] == ["train_ann"]
 
 
 def test_overwrite_moves_what_was_there_aside_under_the_next_number(tmp_path):

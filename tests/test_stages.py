@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from snn_tf import config as configs
-from snn_tf import data, evaluation, models, pruning, stages
+from snn_tf import data, evaluation, models, pruners, pruning, stages
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.graph import Graph, inner, is_synapse
@@ -104,7 +104,7 @@ def test_random_keeps_its_first_masks(student):
     found, model = student(method="random")
     config = Config(**found["config"] | {"stage": ("all",), "profile_steps": ()})
     plain = models.build(config, "relu", data.load(config).spec)
-    pruner = pruning.make_pruner(plain, config, 8)
+    pruner = pruners.make_pruner(plain, config, 8)
     pruner.start(config.stage_seed(configs.COMPRESS))
     first = pruning.masks(pruner.model)
     for name, mask in pruning.masks(model).items():

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from snn_tf import data, models, pruning
+from snn_tf import data, models, pruners, pruning
 from snn_tf.config import Config
 from snn_tf.errors import UserError
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
@@ -74,8 +74,8 @@ def spiking(config: Config) -> keras.Model:
     return pruning.wrap(plain, random_masks(plain))
 
 
-def student(config: Config) -> pruning.Pruner:
-    pruner = pruning.make_pruner(models.build(config, "relu", DATA.spec), config, STEPS_PER_EPOCH)
+def student(config: Config) -> pruners.Pruner:
+    pruner = pruners.make_pruner(models.build(config, "relu", DATA.spec), config, STEPS_PER_EPOCH)
     models.initialise(pruner.model, 2, pruner.start(2))
     pruning.project(pruner.model)
     return pruner
@@ -239,7 +239,7 @@ def prepared(trainer: Trainer, gradients) -> dict[str, np.ndarray]:
     return {key: result.numpy() for key, result in zip(keys, results, strict=True)}
 
 
-def channel_gates(pruner: pruning.ChannelPruner) -> dict[str, np.ndarray]:
+def channel_gates(pruner: pruners.ChannelPruner) -> dict[str, np.ndarray]:
     """In a chain a weight moves if the channel it reads and the channel it makes are both active."""
     active, gates = pruner.channels(), {}
     ends = {"conv1": (None, "conv1"), "conv2": ("conv1", "conv2"), "conv3": ("conv2", "conv3")}
@@ -492,7 +492,7 @@ def test_loss_that_is_not_finite_is_noticed_before_masks_change(tmp_path):
     config = Config(
         batch_size=8, density=0.5, mask_update=2, log_every=50, checkpoint_every=50, compress_epochs=4
     )
-    pruner = pruning.make_pruner(linear_model(), config, STEPS_PER_EPOCH)
+    pruner = pruners.make_pruner(linear_model(), config, STEPS_PER_EPOCH)
     pruner.start(1)
     trainer = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, 4), pruner=pruner)
     trainer.objective = NotFinite(trainer, 2, "loss")
