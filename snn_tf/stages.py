@@ -86,8 +86,10 @@ def _upstream(config: Config, stage: str) -> list[StageFolder]:
 
 
 def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
-    """The dense meta-model."""
+    """The dense meta-model. What makes its compression impossible is said before the training."""
     model = models.build(config, "relu", source.spec)
+    if configs.COMPRESS in config.stages() and config.method != "dense":
+        pruners.make_pruner(model, config, data.steps_per_epoch(source.train, config.batch_size))
     models.initialise(model, config.stage_seed(folder.stage))
     recipe = training.Recipe(
         config.ann_optimizer, config.ann_learning_rate, config.ann_weight_decay, config.ann_epochs

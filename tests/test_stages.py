@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from snn_tf import config as configs
-from snn_tf import data, evaluation, models, pruners, pruning, stages
+from snn_tf import data, evaluation, models, pruners, pruning, stages, training
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.graph import Graph, inner, is_synapse
@@ -259,6 +259,13 @@ def test_compress_refuses_what_cannot_be(tmp_path, teacher, settings, words):
     config = config_of(tmp_path, configs.COMPRESS, meta_model=str(teacher), **settings)
     assert words in refusal(UsageError, config)
     assert not StageFolder(tmp_path, configs.COMPRESS).done
+
+
+@pytest.mark.parametrize("stage", [("all",), (configs.TRAIN_ANN, configs.COMPRESS)])
+def test_impossible_compression_is_said_before_the_meta_model_is_trained(tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(training.Trainer, "run", lambda trainer: pytest.fail("training began"))
+    config = config_of(tmp_path, *stage, density=1e-4)
+    assert "--density=0.0001: must be at least 0.0" in refusal(UsageError, config)
 
 
 def test_convert_warns_of_thresholds_that_no_current_reaches(student, capsys):
