@@ -34,6 +34,18 @@ inline void StoreRow(const float* __restrict values, Value* __restrict target, i
   for (int64_t i = 0; i < width; ++i) Store(values[i], target + i);
 }
 
+// The sum of a block, in an order that vector units can keep.
+inline float Sum(const float* __restrict values) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < kBlock; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane];
+  }
+  float sum = 0.0f;
+  for (float lane : lanes) sum += lane;
+  return sum;
+}
+
 template <Surrogate kKind>
 inline float UnitHeight(float z) {
   if constexpr (kKind == Surrogate::kTriangle) {
@@ -50,10 +62,14 @@ inline float UnitHeight(float z) {
 
 // The bias of neurons [first, first + kBlock), which wraps around the channels.
 inline void FillBias(const LifShape& shape, const float* bias, int64_t first, float* block) {
-  int64_t channel = bias ? first % shape.channels : 0;
+  if (!bias) {
+    std::memset(block, 0, kBlock * sizeof(float));
+    return;
+  }
+  int64_t channel = first % shape.channels;
   for (int64_t i = 0; i < kBlock; ++i) {
-    block[i] = bias ? bias[channel] : 0.0f;
-    channel = bias && channel + 1 < shape.channels ? channel + 1 : 0;
+    block[i] = bias[channel];
+    channel = channel + 1 < shape.channels ? channel + 1 : 0;
   }
 }
 
@@ -62,6 +78,11 @@ template <typename Value>
 inline void Integrate(float leak, const Value* __restrict current, const float* __restrict bias,
                       const float* __restrict membrane, float* __restrict u, int64_t width) {
   for (int64_t i = 0; i < width; ++i) u[i] = leak * membrane[i] + (ToFloat(current[i]) + bias[i]);
+}
+
+template <typename Value>
+inline void Fire(float v_th, const float* __restrict u, Value* __restrict spikes, int64_t width) {
+  for (int64_t i = 0; i < width; ++i) Store(u[i] > v_th ? 1.0f : 0.0f, spikes + i);
 }
 
 inline void Reset(float v_th, const float* __restrict u, float* __restrict membrane, int64_t width) {
@@ -121,14 +142,12 @@ void Backward(const LifShape& shape, const LifParameters& p, float scale, const 
       if (!shape.constant) StoreRow(totals.d_u, d_current + t * shape.neurons + first, width);
     }
     if (shape.constant) StoreRow(totals.d_current, d_current + first, width);
+    sums->d_leak += Sum(totals.d_leak);
+    sums->d_v_th += Sum(totals.d_v_th);
     int64_t channel = p.bias ? first % shape.channels : 0;
-    for (int64_t i = 0; i < width; ++i) {
-      sums->d_leak += totals.d_leak[i];
-      sums->d_v_th += totals.d_v_th[i];
-      if (p.bias) {
-        sums->d_bias[channel] += totals.d_current[i];
-        channel = channel + 1 < shape.channels ? channel + 1 : 0;
-      }
+    for (int64_t i = 0; p.bias && i < width; ++i) {
+      sums->d_bias[channel] += totals.d_current[i];
+      channel = channel + 1 < shape.channels ? channel + 1 : 0;
     }
   }
 }
@@ -148,8 +167,7 @@ void LifForward(const LifShape& shape, const LifParameters& p, const Value* curr
     for (int64_t t = 0; t < shape.steps; ++t) {
       const int64_t row = shape.constant ? 0 : t;
       Integrate(p.leak, current + row * shape.neurons + first, bias, membrane, u, width);
-      Value* fired = spikes + t * shape.neurons + first;
-      for (int64_t i = 0; i < width; ++i) Store(u[i] > p.v_th ? 1.0f : 0.0f, fired + i);
+      Fire(p.v_th, u, spikes + t * shape.neurons + first, width);
       Reset(p.v_th, u, membrane, width);
     }
   }
