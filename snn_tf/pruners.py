@@ -26,7 +26,7 @@ class Pruner(tf.Module):
     Attributes:
       scores: m, the moving average of the loss's gradient with respect to every prunable weight,
         active or not, by layer name; empty unless the method is attention.
-      last_update: step after which masks are fixed.
+      last_update: step after which masks are fixed; 0 if they never change.
     """
 
     def __init__(self, model: keras.Model, config: Config, steps_per_epoch: int):
@@ -44,8 +44,12 @@ class Pruner(tf.Module):
                 f"--mask_update={self.interval}: must be at most the stage's {total_steps} steps"
             )
         updates = math.floor(budgets.exact(config.mask_update_end) * total_steps / self.interval)
-        self.last_update = max(1, updates) * self.interval
-        self.schedule = falling_sparsity(config.density, self.interval, self.last_update)
+        # Magnitude starts dense, so it cannot do without one.
+        least = 1 if config.method.startswith("magnitude") else 0
+        self.last_update = max(least, updates) * self.interval
+        self.schedule = falling_sparsity(
+            config.density, self.interval, max(self.last_update, self.interval)
+        )
         self.model = wrap(model, schedule=self.schedule)
         self.wrappers = wrappers(self.model)
         self.scores = {

@@ -277,11 +277,12 @@ def test_checkpoint_holds_weights_masks_scores_and_slots(tmp_path, structure):
         ({}, [4, 8, 12]),
         ({"mask_update_end": 1.0}, [4, 8, 12, 16]),
         ({"mask_update": 5}, [5, 10]),
-        ({"mask_update": 16}, [16]),
-        ({"mask_update": 3, "mask_update_end": 0.0}, [3]),
+        ({"mask_update": 16}, []),
+        ({"mask_update": 3, "mask_update_end": 0.0}, []),
         # 0.29 · 100 steps are 29, though not in binary.
         ({"compress_epochs": 25, "mask_update": 1, "mask_update_end": 0.29}, list(range(1, 30))),
         ({"method": "magnitude"}, [4, 8, 12]),
+        ({"method": "magnitude", "mask_update": 16}, [16]),
         ({"method": "magnitude_uniform"}, [4, 8, 12]),
         ({"method": "random"}, []),
     ],
@@ -315,6 +316,22 @@ def test_impossible_density_is_refused_with_the_smallest_possible(settings):
     least = float(re.search(r"at least ([\d.]+)", str(error.value))[1])
     settings = settings | {"density": least}
     assert pruners.make_pruner(plain(), config_of(**settings), STEPS_PER_EPOCH).config.density == least
+
+
+@pytest.mark.parametrize("structure", ["irregular", "channel"])
+@pytest.mark.parametrize("settings", [{"mask_update_end": 0.0}, {"compress_epochs": 1}])
+def test_guided_masks_stay_where_no_update_fits(structure, settings):
+    config = config_of(structure=structure, **settings)
+    pruner = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH)
+    assert not any(pruner.due(step) for step in range(10 * STEPS_PER_EPOCH))
+
+
+@pytest.mark.parametrize("settings", [{"mask_update_end": 0.0}, {"compress_epochs": 1}])
+def test_magnitude_reaches_its_density_where_no_update_fits(settings):
+    pruner = pruners.make_pruner(plain(), config_of(method="magnitude", **settings), STEPS_PER_EPOCH)
+    due = [step for step in range(10 * STEPS_PER_EPOCH) if pruner.due(step)]
+    assert due == [STEPS_PER_EPOCH]
+    assert pruner.density_now(due[0]) == pruner.config.density
 
 
 @pytest.mark.parametrize(
