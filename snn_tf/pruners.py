@@ -240,7 +240,7 @@ class ChannelPruner(Pruner):
         active = self.channels()
         cut, layers = {}, []
         for layer in self.layers:
-            kept = active[layer.out_group] if layer.out_group else np.ones(layer.out_channels, bool)
+            kept = channels.output_mask(layer, active)
             cut[layer.name] = kernels[layer.name][..., kept]
             layers.append(dataclasses.replace(layer, out_channels=int(kept.sum())))
         norms = channels.channel_norms(cut, layers)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import tf_keras as keras
 
-from snn_tf.channels import ChannelLayer
+from snn_tf.channels import ChannelLayer, output_mask
 from snn_tf.graph import Graph, inner, is_image, is_synapse
 
 
@@ -111,6 +111,6 @@ def remove_channels(model: keras.Model, active: Mapping[str, np.ndarray]) -> ker
         if facts.in_group:
             rows = np.tile(active[facts.in_group], facts.repeat)
             kernel = kernel[..., rows, :]
-        columns = active[facts.out_group] if facts.out_group else slice(None)
+        columns = output_mask(facts, active)
         layer.set_weights([kernel[..., columns], *(b[columns] for b in bias)])
     return small

@@ -1,6 +1,5 @@
 """The whole pipeline on scikit-learn's digits, once for each structure, and the records it leaves."""
 
-import json
 import math
 import subprocess
 import sys
@@ -10,12 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from run_folders import model_of, record
+from small_networks import kernels
 
 from snn_tf import config as configs
 from snn_tf import data, models, pruning, stages
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError
-from snn_tf.graph import Graph, inner, is_neuron, is_synapse
+from snn_tf.graph import Graph, is_neuron
 from snn_tf.runs import StageFolder
 from snn_tf.training import Trainer
 
@@ -79,19 +80,6 @@ def run_dir(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("channel")
     stages.run(config_of(folder, structure="channel"))
     return folder
-
-
-def record(run_dir: Path, stage: str) -> dict:
-    return json.loads((run_dir / stage / "record.json").read_text())
-
-
-def model_of(run_dir: Path, stage: str):
-    return StageFolder(run_dir, stage).load_model()
-
-
-def kernels(model) -> dict[str, np.ndarray]:
-    layers = Graph.of(model).select(is_synapse)
-    return {name: inner(layer).kernel.numpy() for name, layer in layers.items()}
 
 
 def files_in(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import model_of, record
+from small_networks import kernels
 
 from snn_tf import config as configs
 from snn_tf import data, evaluation, models, pruners, pruning, stages, training
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError, UserError
-from snn_tf.graph import Graph, inner, is_synapse
 from snn_tf.runs import StageFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,19 +61,6 @@ def student(tmp_path, teacher):
         return record(tmp_path, configs.COMPRESS), model_of(tmp_path, configs.COMPRESS)
 
     return make
-
-
-def record(run_dir: Path, stage: str) -> dict:
-    return json.loads((run_dir / stage / "record.json").read_text())
-
-
-def model_of(run_dir: Path, stage: str):
-    return StageFolder(run_dir, stage).load_model()
-
-
-def kernels(model) -> dict[str, np.ndarray]:
-    layers = Graph.of(model).select(is_synapse)
-    return {name: inner(layer).kernel.numpy() for name, layer in layers.items()}
 
 
 def refusal(kind: type[UserError], config: Config) -> str:
