@@ -237,6 +237,10 @@ class Config:
     jit_compile: str = _setting(
         "auto", "Compile the training step with XLA. auto: on GPUs.", "Execution",
         choices=("auto", "true", "false"))
+    steps_per_call: int = _setting(
+        0, "Most optimizer steps in one call of the compiled function; 0: as two seconds hold. No "
+        "call goes past a mask update, a checkpoint, a log point or an epoch's end.", "Execution", (),
+        "steps", low=0)
     checkpoint_every: int = _setting(
         0, "Steps between checkpoints; 0: an epoch.", "Execution", (), "steps", low=0)
     keep_checkpoints: int = _setting(2, "Checkpoints kept per stage.", "Execution", low=1)

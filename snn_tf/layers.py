@@ -1,4 +1,4 @@
-"""Keras layers of the spiking network: the neuron, the read-out, and dropout that has no state.
+"""Keras layers of the networks: convolution, neuron, read-out, and dropout that has no state.
 
 Axes: outside `LIF`, time is folded into the batch, [T·B, ...], time-major, so that convolutions,
 pools and products are Keras's own 4-D and 2-D layers. An ANN has T = 1. These layers keep the type of
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 import tf_keras as keras
 
+from snn_tf.convolution import convolve
 from snn_tf.neuron import lif_native, lif_scan, lif_step
 from snn_tf.surrogate import Surrogate
 
@@ -41,6 +42,21 @@ def unfold_time(x: tf.Tensor, timesteps: int) -> tf.Tensor:
 def fold_time(x: tf.Tensor) -> tf.Tensor:
     """[T, B, ...] → [T·B, ...]."""
     return tf.reshape(x, [-1, *x.shape[2:]])
+
+
+@_register
+class Conv2D(keras.layers.Conv2D):
+    """Keras's layer, computed as `snn_tf.convolution` finds cheapest."""
+
+    def convolution_op(self, inputs, kernel):
+        whole = (self.dilation_rate, self.groups, self.data_format) == ((1, 1), 1, "channels_last")
+        if not whole:
+            return super().convolution_op(inputs, kernel)
+        return convolve(inputs, tf.convert_to_tensor(kernel), self.strides, self.padding)
+
+    def get_prunable_weights(self):
+        """The weights that tfmot's wrapper masks."""
+        return [self.kernel]
 
 
 @_register

@@ -17,7 +17,7 @@ from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner, is_image, is_neuron, is_source, is_synapse
-from snn_tf.layers import LIF, Dropout, ReadOut
+from snn_tf.layers import LIF, Conv2D, Dropout, ReadOut
 
 POOL = "P"
 # DIET-SNN's networks: widths of 3×3 convolutions, P a 2×2 average pool.
@@ -137,9 +137,7 @@ class _Builder:
         }
 
     def convolution(self, name: str, filters: int, strides: int = 1, size: int = 3) -> None:
-        layer = keras.layers.Conv2D(
-            self.scaled(filters), size, strides, padding="same", **self.synapse(name)
-        )
+        layer = Conv2D(self.scaled(filters), size, strides, padding="same", **self.synapse(name))
         self.x = layer(self.x)
 
     def neuron(self, name: str) -> None:

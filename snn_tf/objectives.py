@@ -77,6 +77,7 @@ class AttentionGuided:
         pairs = zip(self.names, activations, strict=True)
         return [attention_map(a, self.pruner.active_channels(name)) for name, a in pairs]
 
+    @tf.function
     def maps(self, images: tf.Tensor) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         """Attention maps of student and teacher by layer name, each [B, H, W]."""
         activations = self._student(images, training=False)[1:]

@@ -13,9 +13,12 @@ import tf_keras as keras
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
 from snn_tf.graph import Graph, inner, is_synapse
+from snn_tf.layers import Conv2D
 from snn_tf.models import copy_weights
 
 Masks = Mapping[str, np.ndarray]
+
+tfmot.sparsity.keras.PrunableLayer.register(Conv2D)
 
 
 @keras.saving.register_keras_serializable("snn_tf")

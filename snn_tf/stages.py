@@ -32,6 +32,7 @@ from snn_tf.graph import Graph, is_neuron
 from snn_tf.layers import use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy
 from snn_tf.runs import UPSTREAM, StageFolder, replacing, replacing_folder
+from snn_tf.update import Recipe
 
 Facts = dict[str, Any]
 
@@ -91,7 +92,7 @@ def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     if configs.COMPRESS in config.stages() and config.method != "dense":
         pruners.make_pruner(model, config, data.steps_per_epoch(source.train, config.batch_size))
     models.initialise(model, config.stage_seed(folder.stage))
-    recipe = training.Recipe(
+    recipe = Recipe(
         config.ann_optimizer, config.ann_learning_rate, config.ann_weight_decay, config.ann_epochs
     )
     trainer = training.Trainer(config, recipe, model, CrossEntropy(model, config), source, folder)
@@ -114,7 +115,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     seed = config.stage_seed(folder.stage)
     models.initialise(pruner.model, seed, pruner.start(seed))
     pruning.project(pruner.model)
-    recipe = training.Recipe(
+    recipe = Recipe(
         config.ann_optimizer, config.ann_learning_rate, config.ann_weight_decay, config.compress_epochs
     )
     objective = AttentionGuided(pruner, teacher, config)
@@ -145,7 +146,7 @@ def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The SNN, trained: weights, thresholds and leaks together; masks stay."""
     model = _model_of(config, configs.CONVERT)
     before = pruning.masks(model)
-    recipe = training.Recipe(
+    recipe = Recipe(
         config.snn_optimizer, config.snn_learning_rate, config.snn_weight_decay, config.snn_epochs
     )
     trainer = training.Trainer(config, recipe, model, CrossEntropy(model, config), source, folder)

@@ -1,11 +1,11 @@
-"""One training loop for all stages: a compiled step, checkpoints, progress, and TensorBoard's events.
+"""One training loop for all stages: calls of many steps, checkpoints, progress, TensorBoard's events.
 
 A stage brings its model, its objective and, for compression, its pruner. What a step sees is a
 function of seed and step alone, so a stopped training continues where its last checkpoint stands.
 """
 
 import contextlib
-import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Iterator
@@ -19,53 +19,15 @@ from snn_tf import data
 from snn_tf.config import Config
 from snn_tf.errors import UserError, first_line
 from snn_tf.evaluation import Evaluation, Evaluator
-from snn_tf.graph import Graph, inner, is_neuron, is_synapse
-from snn_tf.layers import LIF, dropout_seed
+from snn_tf.layers import dropout_seed
 from snn_tf.objectives import AttentionGuided, Objective
 from snn_tf.pruners import Pruner
-from snn_tf.pruning import mask_of, wrappers
 from snn_tf.runs import StageFolder
 from snn_tf.summaries import TensorBoard
+from snn_tf.update import Batch, Recipe, Update
 
 _SHOWN_MAPS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a stage's optimizer works.
-
-    Attributes:
-      optimizer: "sgd" or "adam".
-      learning_rate: its peak.
-      weight_decay: L2 coefficient added to the gradient of synapse weights.
-      epochs: length of the stage.
-    """
-
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    epochs: int
-
-
-class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate by step, as `--schedule` and `--warmup_epochs` say."""
-
-    def __init__(self, config: Config, recipe: Recipe, steps_per_epoch: int):
-        schedules = keras.optimizers.schedules
-        total = recipe.epochs * steps_per_epoch
-        peak = recipe.learning_rate
-        # Steps count from 0, and a boundary still has the rate before it.
-        drops = [total * percent // 100 - 1 for percent in (60, 80, 90)]
-        self.warmup_steps = config.warmup_epochs * steps_per_epoch
-        self.base = {
-            "cosine": schedules.CosineDecay(peak, total),
-            "step": schedules.PiecewiseConstantDecay(drops, [peak * 0.1**n for n in range(4)]),
-            "constant": lambda step: tf.constant(peak),
-        }[config.schedule]
-
-    def __call__(self, step):
-        rise = (tf.cast(step, tf.float32) + 1.0) / max(self.warmup_steps, 1.0)
-        return self.base(step) * tf.minimum(rise, 1.0)
+_LONGEST_CALL = 2.0  # seconds
 
 
 class Trainer:
@@ -91,82 +53,27 @@ class Trainer:
         folder: StageFolder,
         pruner: Pruner | None = None,
     ):
-        self.config, self.recipe, self.model, self.objective = config, recipe, model, objective
+        self.config, self.model, self.objective = config, model, objective
         self.source, self.folder, self.pruner = source, folder, pruner
         self.seed = config.stage_seed(folder.stage)
         self.steps_per_epoch = data.steps_per_epoch(source.train, config.batch_size)
         self.total_steps = recipe.epochs * self.steps_per_epoch
-        self.rate = LearningRate(config, recipe, self.steps_per_epoch)
-        self.optimizer = (
-            keras.optimizers.legacy.Adam(self.rate)
-            if recipe.optimizer == "adam"
-            else keras.optimizers.legacy.SGD(self.rate, momentum=config.momentum)
-        )
-        self.variables = trained_variables(model, config)
-        self.kernels = {
-            inner(layer).kernel.ref(): name for name, layer in Graph.of(model).select(is_synapse).items()
-        }
-        self.first_bad_step = tf.Variable(-1, trainable=False, dtype=tf.int64, name="first_bad_step")
+        self.update = Update(config, recipe, model, objective, self.steps_per_epoch, self.seed, pruner)
         self.profiling = False
         self.counted = time.perf_counter()
         self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="seconds")
-        self.step = tf.function(self._step, jit_compile=config.jit_compile == "true" or None)
         self.evaluator = Evaluator(model, config.batch_size)
         self.board = TensorBoard(folder.tensorboard)
         self.manager = tf.train.CheckpointManager(
             tf.train.Checkpoint(
                 model=model,
-                optimizer=self.optimizer,
+                optimizer=self.update.optimizer,
                 seconds=self.seconds,
                 **({"pruner": pruner} if pruner else {}),
             ),
             str(folder.path / "checkpoints"),
             max_to_keep=config.keep_checkpoints,
         )
-
-    def _step(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
-        """One update on uint8 images [B, H, W, C] and labels [B]; returns loss terms and accuracy."""
-        number = tf.cast(self.optimizer.iterations, tf.int32)
-        with dropout_seed(tf.stack([self.seed, number])), tf.GradientTape() as tape:
-            terms, logits = self.objective(images, labels)
-            loss = tf.add_n(list(terms.values()))
-        gradients = self._prepared(tape.gradient(loss, self.variables))
-        bad = tf.logical_not(tf.math.is_finite(loss)) & (self.first_bad_step < 0)
-        self.first_bad_step.assign(tf.where(bad, tf.cast(number + 1, tf.int64), self.first_bad_step))
-        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
-        guesses = tf.argmax(logits, axis=1, output_type=labels.dtype)
-        accuracy = tf.reduce_mean(tf.cast(guesses == labels, tf.float32))
-        return {
-            "loss": loss,
-            **{f"loss/{name}": term for name, term in terms.items()},
-            "accuracy": accuracy,
-        }
-
-    def _prepared(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Scores the raw gradients, then adds weight decay, gates by the masks, and clips.
-
-        Gating keeps optimizer slots, and so weights, at zero outside the masks.
-        """
-        named = {
-            self.kernels.get(v.ref(), ""): g for v, g in zip(self.variables, gradients, strict=True)
-        }
-        if self.pruner:
-            self.pruner.observe(named)
-        gates = self._gates()
-        prepared = []
-        for variable, gradient in zip(self.variables, gradients, strict=True):
-            if name := self.kernels.get(variable.ref()):
-                gradient += self.recipe.weight_decay * variable
-                gradient = gradient * gates[name] if name in gates else gradient
-            prepared.append(gradient)
-        if self.config.clip_norm:
-            prepared, _ = tf.clip_by_global_norm(prepared, self.config.clip_norm)
-        return prepared
-
-    def _gates(self) -> dict[str, tf.Tensor]:
-        if self.pruner:
-            return {name: self.pruner.gate(name) for name in wrappers(self.model)}
-        return {name: mask_of(wrapper) for name, wrapper in wrappers(self.model).items()}
 
     def run(self) -> Evaluation:
         """Trains to the end and returns the model's evaluation on the validation split.
@@ -175,13 +82,15 @@ class Trainer:
           UserError: the loss is not finite, or a checkpoint could not be written.
         """
         first = self._restore()
-        batches = data.training_batches(
-            self.source.train,
-            self.source.spec,
-            self.config.batch_size,
-            self.seed,
-            first,
-            self.total_steps,
+        batches = iter(
+            data.training_batches(
+                self.source.train,
+                self.source.spec,
+                self.config.batch_size,
+                self.seed,
+                first,
+                self.total_steps,
+            )
         )
         progress = tqdm(
             total=self.total_steps * self.config.batch_size,
@@ -192,31 +101,53 @@ class Trainer:
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )
         self.counted = time.perf_counter()
+        step, affordable = first, 1
         with progress:
-            for step, (images, labels) in enumerate(batches, start=first + 1):
-                self._one(step, images, labels, progress)
+            while step < self.total_steps:
+                count = min(affordable, self._until_next_halt(step))
+                began = time.perf_counter()
+                with self._profiled(step + 1, count):
+                    values, batch = self.update.several(batches, tf.constant(count))
+                    values = {name: float(value) for name, value in values.items()}
+                # The first call compiles: what it says of a step's length is corrected by the next.
+                affordable = max(1, int(count * _LONGEST_CALL / (time.perf_counter() - began)))
+                step += count
+                self._attend(step, values, batch, progress)
+                progress.update(count * self.config.batch_size)
         self._count_time()
         return self.evaluator.evaluate(self.source.validation)
 
-    def _one(self, step: int, images: tf.Tensor, labels: tf.Tensor, progress: tqdm) -> None:
-        with self._profiled(step):
-            values = self.step(images, labels)
+    def _until_next_halt(self, step: int) -> int:
+        """Steps that may run in one call after `step`: up to the next one that something waits for."""
+        intervals = [self.steps_per_epoch, self.config.log_every, self._checkpoint_interval()]
+        intervals += [self.pruner.interval] if self.pruner else []
+        halts = [interval - step % interval for interval in intervals]
+        halts += [traced - step for traced in self._traced() if traced > step]
+        longest = self.config.steps_per_call or self.total_steps
+        return min(longest, self.total_steps - step, *halts)
+
+    def _checkpoint_interval(self) -> int:
+        return self.config.checkpoint_every or self.steps_per_epoch
+
+    def _traced(self) -> tuple[int, int]:
+        """The last step before a profiler trace, and the last in it."""
+        first, last = self.config.profile_steps or (1, 0)
+        return first - 1, last
+
+    def _attend(self, step: int, values: dict[str, float], batch: Batch, progress: tqdm) -> None:
+        """Does what is due after `step` steps, of which the last made `values` of `batch`."""
         ends_epoch = step % self.steps_per_epoch == 0
         if ends_epoch or step % self.config.log_every == 0:
-            self._log(step, {name: float(value) for name, value in values.items()}, progress)
+            self._log(step, values, progress)
         if self.pruner and self.pruner.due(step):
             self._check_finite()
-            churn = self.pruner.update(step, self.optimizer)
+            churn = self.pruner.update(step, self.update.optimizer)
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
         if ends_epoch:
-            self._end_epoch(step, images, labels)
+            self._end_epoch(step, batch)
         self._count_time()
-        if (
-            step % (self.config.checkpoint_every or self.steps_per_epoch) == 0
-            or step == self.total_steps
-        ):
+        if step % self._checkpoint_interval() == 0 or step == self.total_steps:
             self._save(step)
-        progress.update(self.config.batch_size)
 
     def _count_time(self) -> None:
         """Adds what has passed since it was last called: steps, waiting for data, and checkpoints."""
@@ -225,14 +156,15 @@ class Trainer:
         self.counted = now
 
     @contextlib.contextmanager
-    def _profiled(self, step: int) -> Iterator[None]:
-        """Begins a trace before the step and ends it after, where `--profile_steps` asks for it."""
-        first, last = self.config.profile_steps or (0, 0)
-        if first <= step <= last and not self.profiling:
+    def _profiled(self, first: int, count: int) -> Iterator[None]:
+        """Traces the steps from `first` on where `--profile_steps` says so; calls end where it does."""
+        begins, last = self._traced()
+        if begins < first <= last and not self.profiling:
             tf.profiler.experimental.start(str(self.folder.tensorboard))
             self.profiling = True
-        yield
-        if self.profiling and step == min(last, self.total_steps):
+        with tf.profiler.experimental.Trace(self.folder.stage, step_num=first, _r=1):
+            yield
+        if self.profiling and first + count - 1 == min(last, self.total_steps):
             tf.profiler.experimental.stop()
             self.profiling = False
 
@@ -247,18 +179,22 @@ class Trainer:
             {
                 "loss/total": values.pop("loss"),
                 "accuracy/training": values.pop("accuracy"),
-                "learning_rate": float(self.rate(step - 1)),
+                "learning_rate": float(self.update.rate(step - 1)),
                 **({"images_per_second": rate} if rate else {}),
                 **values,
             },
         )
 
-    def _end_epoch(self, step: int, images: tf.Tensor, labels: tf.Tensor) -> None:
+    def _end_epoch(self, step: int, batch: Batch) -> None:
         self.board.state(step, self.model, self.evaluator.evaluate(self.source.validation))
         if isinstance(self.objective, AttentionGuided):
-            shown, _ = next(iter(data.evaluation_batches(self.source.validation, _SHOWN_MAPS)))
-            self.board.attention_maps(step, shown, self.objective.maps(shown))
-            self.board.scalars(step, self._gradient_shares(images, labels))
+            self.board.attention_maps(step, self.shown, self.objective.maps(self.shown))
+            self.board.scalars(step, self._gradient_shares(*batch))
+
+    @functools.cached_property
+    def shown(self) -> tf.Tensor:
+        """The validation images whose attention maps TensorBoard shows."""
+        return next(iter(data.evaluation_batches(self.source.validation, _SHOWN_MAPS)))[0]
 
     @tf.function
     def _term_norms(self, images, labels):
@@ -266,7 +202,9 @@ class Trainer:
             terms, _ = self.objective(images, labels)
         zero = tf.UnconnectedGradients.ZERO
         return {
-            name: tf.linalg.global_norm(tape.gradient(term, self.variables, unconnected_gradients=zero))
+            name: tf.linalg.global_norm(
+                tape.gradient(term, self.update.variables, unconnected_gradients=zero)
+            )
             for name, term in terms.items()
         }
 
@@ -277,7 +215,7 @@ class Trainer:
         return {f"gradient_share/{name}": norm / total for name, norm in norms.items()}
 
     def _check_finite(self) -> None:
-        if (bad := int(self.first_bad_step)) >= 0:
+        if (bad := int(self.update.first_bad_step)) >= 0:
             self._stop(f"the loss is not finite at step {bad}")
 
     def _stop(self, reason: str) -> NoReturn:
@@ -296,12 +234,12 @@ class Trainer:
             raise UserError(f"{newest}: checkpoint could not be read: {line}") from error
         if newest is None:
             return 0
-        return int(self.optimizer.iterations)
+        return int(self.update.optimizer.iterations)
 
     def _save(self, step: int) -> None:
         """Keeps the state after `step` steps. Weights that a finite loss spoils are found here."""
         self._check_finite()
-        spoilt = [v.name for v in self.variables if not tf.reduce_all(tf.math.is_finite(v))]
+        spoilt = [v.name for v in self.update.variables if not tf.reduce_all(tf.math.is_finite(v))]
         if spoilt:
             self._stop(f"{', '.join(spoilt)} not finite after step {step}")
         try:
@@ -311,13 +249,3 @@ class Trainer:
             raise UserError(
                 f"{self.manager.directory}: checkpoint could not be written: {line}"
             ) from error
-
-
-def trained_variables(model: keras.Model, config: Config) -> list[tf.Variable]:
-    """The model's trainable variables, less leaks and thresholds that `config` holds fixed."""
-    fixed = set()
-    for layer in Graph.of(model).select(is_neuron).values():
-        if isinstance(layer, LIF):
-            fixed |= set() if config.train_leak else {layer.cell.leak.ref()}
-            fixed |= set() if config.train_v_th else {layer.cell.v_th.ref()}
-    return [variable for variable in model.trainable_variables if variable.ref() not in fixed]

@@ -13,7 +13,7 @@ LEVELS = {
         (
             ("errors",),
             ("config", "budget"),
-            ("native", "surrogate", "attention", "sparsity", "channels", "costs"),
+            ("convolution", "native", "surrogate", "attention", "sparsity", "channels", "costs"),
             ("neuron", "splits", "tiny_imagenet"),
             ("layers", "runs", "image_folder", "tfds_source", "batches"),
             ("execution", "graph", "data"),
@@ -21,7 +21,7 @@ LEVELS = {
             ("pruning",),
             ("pruners",),
             ("evaluation", "conversion", "objectives"),
-            ("summaries",),
+            ("summaries", "update"),
             ("training", "export", "report"),
             ("stages",),
             ("cli",),

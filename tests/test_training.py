@@ -15,7 +15,8 @@ from snn_tf.errors import UserError
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
 from snn_tf.objectives import AttentionGuided, CrossEntropy
 from snn_tf.runs import StageFolder
-from snn_tf.training import LearningRate, Recipe, Trainer, trained_variables
+from snn_tf.training import Trainer
+from snn_tf.update import LearningRate, Recipe, trained_variables
 
 SHAPE, CLASSES = (4, 4, 1), 3
 STEPS_PER_EPOCH, EPOCHS = 3, 4
@@ -126,10 +127,10 @@ def linear_trainer(run_dir, config, recipe, model=None, pruner=None) -> Trainer:
 
 def state(trainer: Trainer) -> dict[str, np.ndarray]:
     """Every number that training may change: weights, masks, slots, scores, active channels."""
-    optimizer, found = trainer.optimizer, [*trainer.model.variables]
+    optimizer, found = trainer.update.optimizer, [*trainer.model.variables]
     found += trainer.pruner.variables if trainer.pruner else []
     numbers = {f"{number} {variable.name}": variable for number, variable in enumerate(found)}
-    for number, variable in enumerate(trainer.variables):
+    for number, variable in enumerate(trainer.update.variables):
         for slot in optimizer.get_slot_names():
             numbers[f"{slot} {number} {variable.name}"] = optimizer.get_slot(variable, slot)
     return {
@@ -214,7 +215,9 @@ def test_steps_equal_numpys(tmp_path, masked, clip_norm):
         (images.numpy(), labels.numpy())
         for images, labels in data.evaluation_batches(trainer.source.train, 8)
     ][:3]
-    values = [trainer.step(tf.constant(images), tf.constant(labels)) for images, labels in batches]
+    values = [
+        trainer.update.step(tf.constant(images), tf.constant(labels)) for images, labels in batches
+    ]
     rise = [(step + 1) / 3 * 0.15 * (1 + math.cos(math.pi * step / 6)) for step in range(3)]
     ones = np.ones((4, 3)) if mask is None else mask
     expected, losses = numpy_training(start, ones, batches, rise, config, recipe)
@@ -230,11 +233,11 @@ def made_up(variables) -> list[np.ndarray]:
 
 
 def prepared(trainer: Trainer, gradients) -> dict[str, np.ndarray]:
-    """What `_prepared` makes of gradients, kernels by layer name and the rest by position."""
-    results = trainer._prepared([tf.constant(gradient) for gradient in gradients])
+    """What `prepared` makes of gradients, kernels by layer name and the rest by position."""
+    results = trainer.update.prepared([tf.constant(gradient) for gradient in gradients])
     keys = [
-        trainer.kernels.get(variable.ref(), str(number))
-        for number, variable in enumerate(trainer.variables)
+        trainer.update.kernels.get(variable.ref(), str(number))
+        for number, variable in enumerate(trainer.update.variables)
     ]
     return {key: result.numpy() for key, result in zip(keys, results, strict=True)}
 
@@ -257,14 +260,14 @@ def channel_gates(pruner: pruners.ChannelPruner) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", ["ann", "irregular", "channel", "snn"])
 def test_gradients_get_decay_then_gates_then_clipping(tmp_path, kind, clip_norm):
     trainer = trainer_of(kind, tmp_path, clip_norm=clip_norm)
-    gradients = made_up(trainer.variables)
+    gradients = made_up(trainer.update.variables)
     gates = {
         "ann": lambda: dict.fromkeys(SYNAPSES, 1.0),
         "channel": lambda: channel_gates(trainer.pruner),
     }.get(kind, lambda: pruning.masks(trainer.model))()
     expected = {}
-    for number, (variable, gradient) in enumerate(zip(trainer.variables, gradients, strict=True)):
-        name = trainer.kernels.get(variable.ref(), str(number))
+    for number, (variable, gradient) in enumerate(zip(trainer.update.variables, gradients, strict=True)):
+        name = trainer.update.kernels.get(variable.ref(), str(number))
         expected[name] = gradient
         if name in SYNAPSES:
             expected[name] = (gradient + 1e-3 * variable.numpy()) * gates[name]
@@ -280,18 +283,21 @@ def test_gradients_get_decay_then_gates_then_clipping(tmp_path, kind, clip_norm)
 @pytest.mark.parametrize("kind", ["irregular", "channel"])
 def test_scores_average_the_raw_gradient_of_every_weight(tmp_path, kind):
     trainer = trainer_of(kind, tmp_path, clip_norm=1e-3, score_decay=0.75)
-    gradients = made_up(trainer.variables)
+    gradients = made_up(trainer.update.variables)
     prepared(trainer, gradients)
     prepared(trainer, gradients)
-    raw = {trainer.kernels[v.ref()]: g for v, g in zip(trainer.variables, gradients, strict=True)}
+    raw = {
+        trainer.update.kernels[v.ref()]: g
+        for v, g in zip(trainer.update.variables, gradients, strict=True)
+    }
     for name, score in trainer.pruner.scores.items():
         np.testing.assert_allclose(score.numpy(), (1 - 0.75**2) * raw[name], rtol=1e-5, err_msg=name)
 
 
 def test_weight_decay_spares_v_th_and_leak(tmp_path):
     trainer = trainer_of("snn", tmp_path)
-    trainer.recipe = dataclasses.replace(trainer.recipe, weight_decay=0.5)
-    found = prepared(trainer, [np.zeros(v.shape, np.float32) for v in trainer.variables])
+    trainer.update.weight_decay = 0.5
+    found = prepared(trainer, [np.zeros(v.shape, np.float32) for v in trainer.update.variables])
     masks = pruning.masks(trainer.model)
     neurons = [found.pop(name) for name in list(found) if name not in SYNAPSES]
     assert neurons == [0.0] * 6
@@ -340,8 +346,8 @@ def test_step_is_the_same_eager_as_graph_and_compiled(tmp_path, kind, way):
     other = trainer_of(
         kind, tmp_path / way, train_leak=False, jit_compile="true" if way == "compiled" else "false"
     )
-    expected = steps(graph, graph.step)
-    found = steps(other, other._step if way == "eager" else other.step)
+    expected = steps(graph, graph.update.step)
+    found = steps(other, other.update.compute if way == "eager" else other.update.step)
     for one, two in zip(found, expected, strict=True):
         assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
 
@@ -355,15 +361,16 @@ class Killed(BaseException):
 
 def run_and_be_killed(trainer: Trainer, after: int) -> None:
     """Runs until `after` steps have been computed, and not one thing more."""
-    whole = trainer.step
+    whole = trainer.update.several
 
-    def step(images, labels):
-        values = whole(images, labels)
-        if int(trainer.optimizer.iterations) == after:
+    def several(batches, count):
+        done = int(trainer.update.optimizer.iterations)
+        found = whole(batches, tf.minimum(count, after - done))
+        if int(trainer.update.optimizer.iterations) == after:
             raise Killed
-        return values
+        return found
 
-    trainer.step = step
+    trainer.update.several = several
     with pytest.raises(Killed):
         trainer.run()
 
@@ -402,10 +409,10 @@ def test_killed_and_resumed_training_ends_bit_for_bit_the_same(tmp_path, kind, k
         newest = trainer.manager.latest_checkpoint
         assert (newest is None) if not restored else newest.endswith(f"-{restored}")
     resumed = trainer_of(kind, tmp_path)
-    steps, one = [], resumed._one
-    resumed._one = lambda step, *rest: (steps.append(step), one(step, *rest))
+    counts, several = [], resumed.update.several
+    resumed.update.several = lambda *rest: (counts.append(int(rest[1])), several(*rest))[1]
     result = resumed.run()
-    assert steps == list(range(kills[-1][1] + 1, STEPS + 1))
+    assert sum(counts) == STEPS - kills[-1][1]
     assert_same_bits(state(resumed), state(whole))
     assert np.array_equal(result.confusion, expected.confusion)
     assert result.spikes == expected.spikes
@@ -420,13 +427,33 @@ def test_killed_and_resumed_training_ends_bit_for_bit_the_same(tmp_path, kind, k
         assert any(part in name for name in moved), part
 
 
+@pytest.mark.parametrize("kind", ["irregular", "snn"])
+def test_number_of_steps_in_a_call_does_not_change_a_bit(tmp_path, kind, finished):
+    """Calls of one step against calls up to where checkpoints, masks and epochs halt them."""
+    trainer = trainer_of(kind, tmp_path, steps_per_call=1)
+    trainer.run()
+    assert_same_bits(state(trainer), state(finished(kind)[0]))
+
+
+def test_calls_halt_at_checkpoints_masks_log_points_epochs_and_traces(tmp_path):
+    halts = {"checkpoint_every": 5, "mask_update": 4, "log_every": 7, "profile_steps": (9, 10)}
+    trainer = trainer_of("irregular", tmp_path, **halts)
+    step, seen = 0, []
+    while step < STEPS:
+        step += trainer._until_next_halt(step)
+        seen.append(step)
+    assert seen == [3, 4, 5, 6, 7, 8, 9, 10, 12]
+    few = trainer_of("irregular", tmp_path, steps_per_call=2, checkpoint_every=100, log_every=100)
+    assert [few._until_next_halt(step) for step in range(4)] == [2, 2, 1, 2]
+
+
 def test_training_killed_between_its_last_checkpoint_and_its_record_does_nothing_more(
     tmp_path, finished
 ):
     whole, expected, _ = finished("ann")
     trainer_of("ann", tmp_path).run()
     again = trainer_of("ann", tmp_path)
-    again.step = None
+    again.update.several = None
     assert np.array_equal(again.run().confusion, expected.confusion)
     for first, second in zip(again.model.variables, whole.model.variables, strict=True):
         assert np.array_equal(first.numpy(), second.numpy())
@@ -452,11 +479,11 @@ class NotFinite:
 
     def __init__(self, trainer: Trainer, step: int, spoilt: str):
         self.trainer, self.step, self.spoilt = trainer, step, spoilt
-        self.good = trainer.objective
+        self.good = trainer.update.objective
 
     def __call__(self, images, labels):
         terms, logits = self.good(images, labels)
-        now = self.trainer.optimizer.iterations == self.step - 1
+        now = self.trainer.update.optimizer.iterations == self.step - 1
         loss = terms["cross_entropy"]
         if self.spoilt == "loss":
             return {"cross_entropy": loss * tf.where(now, math.nan, 1.0)}, logits
@@ -476,7 +503,7 @@ def test_non_finite_training_stops_and_keeps_the_last_good_checkpoint(
     whole = linear_trainer(tmp_path / "whole", config, recipe)
     whole.run()
     trainer = linear_trainer(tmp_path, config, recipe)
-    trainer.objective = NotFinite(trainer, step, spoilt)
+    trainer.update.objective = NotFinite(trainer, step, spoilt)
     with pytest.raises(UserError) as caught:
         trainer.run()
     kept = tmp_path / "train_ann" / "checkpoints" / f"ckpt-{good}"
@@ -495,7 +522,7 @@ def test_loss_that_is_not_finite_is_noticed_before_masks_change(tmp_path):
     pruner = pruners.make_pruner(linear_model(), config, STEPS_PER_EPOCH)
     pruner.start(1)
     trainer = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, 4), pruner=pruner)
-    trainer.objective = NotFinite(trainer, 2, "loss")
+    trainer.update.objective = NotFinite(trainer, 2, "loss")
     with pytest.raises(UserError, match="loss is not finite at step 2; last good checkpoint: none"):
         trainer.run()
 
