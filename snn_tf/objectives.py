@@ -42,6 +42,10 @@ class CrossEntropy:
 class AttentionGuided:
     """L = (1 − α) · L_CE + α · L_KD + (β/2) · L_AT, the student against the frozen meta-model.
 
+    Attributes:
+      maps: the compiled function from images [B, H, W, C] to the attention maps of student and teacher,
+        each [B, H, W], by layer name.
+
     Raises:
       UsageError: the meta-model's attended maps or classes are not the student's.
     """
@@ -51,6 +55,7 @@ class AttentionGuided:
         self.config = config
         self.pruner = pruner
         self.names = attended(student)
+        self.maps = tf.function(self._maps)
         self._student = _with_activations(student, self.names)
         self._teacher = _with_activations(teacher, attended(teacher))
         ours, theirs = (_shapes(model) for model in (self._student, self._teacher))
@@ -77,9 +82,7 @@ class AttentionGuided:
         pairs = zip(self.names, activations, strict=True)
         return [attention_map(a, self.pruner.active_channels(name)) for name, a in pairs]
 
-    @tf.function
-    def maps(self, images: tf.Tensor) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
-        """Attention maps of student and teacher by layer name, each [B, H, W]."""
+    def _maps(self, images: tf.Tensor) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         activations = self._student(images, training=False)[1:]
         ours = self._student_maps(activations)
         theirs = [attention_map(activation) for activation in self._teacher(images, training=False)[1:]]
