@@ -14,7 +14,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf.convolution import convolve
-from snn_tf.neuron import lif_native, lif_scan, lif_step
+from snn_tf.neuron import lif_compiled, lif_native, lif_scan, lif_step
 from snn_tf.surrogate import Surrogate
 
 LEAST = 1e-3
@@ -110,9 +110,9 @@ class LIF(keras.layers.Layer):
     Args:
       timesteps: T ≥ 1.
       implementation: "native", the scan as one operation in C++, for CPUs; "fused", the scan in
-        TensorFlow with its own gradient; "rnn", `keras.layers.RNN` around `LIFCell`. All give the same
-        spikes. It is how to compute, not what, so a saved layer does not carry it: see
-        `use_implementation`.
+        TensorFlow with its own gradient, compiled by XLA; "plain", the same, not compiled, for any batch
+        size at once: exports; "rnn", `keras.layers.RNN` around `LIFCell`. All give the same spikes. It
+        is how to compute, not what, so a saved layer does not carry it: see `use_implementation`.
       constant_input: the input is [B, ...], the current of every step: direct input coding.
       use_bias: add a trained bias current b per channel, 0 at first.
       surrogate, surrogate_scale: as for `LIFCell`.
@@ -121,7 +121,7 @@ class LIF(keras.layers.Layer):
     def __init__(
         self,
         timesteps: int,
-        implementation: str = "fused",
+        implementation: str = "plain",
         constant_input: bool = False,
         use_bias: bool = False,
         surrogate: str = "triangle",
@@ -146,15 +146,20 @@ class LIF(keras.layers.Layer):
 
     def call(self, inputs):
         current = unfold_time(inputs, 1 if self.constant_input else self.timesteps)
-        compute = {"native": self._native, "fused": self._fused, "rnn": self._rnn}[self.implementation]
-        return tf.cast(fold_time(compute(current)), inputs.dtype)
+        if self.implementation == "native":
+            spikes = self._native(current)
+        elif self.implementation == "rnn":
+            spikes = self._rnn(current)
+        else:
+            scan = lif_compiled if self.implementation == "fused" else lif_scan
+            spikes = scan(
+                self._biased(current), *self._parameters(), self.timesteps, self.cell.surrogate
+            )
+        return tf.cast(fold_time(spikes), inputs.dtype)
 
     def _native(self, current):
         bias = tf.convert_to_tensor(self.bias_current) if self.use_bias else tf.zeros([0])
         return lif_native(current, *self._parameters(), bias, self.timesteps, self.cell.surrogate)
-
-    def _fused(self, current):
-        return lif_scan(self._biased(current), *self._parameters(), self.timesteps, self.cell.surrogate)
 
     def _rnn(self, current):
         current = self._biased(current)

@@ -188,7 +188,7 @@ def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> k
         if is_neuron(layer):
             return LIF(
                 steps,
-                implementation=_chosen(config.lif, "fused"),
+                implementation=_chosen(config.lif, "plain"),
                 constant_input=layer.name in first,
                 use_bias=config.bias_current,
                 surrogate=config.surrogate,

@@ -17,6 +17,8 @@ import tensorflow as tf
 from snn_tf import native
 from snn_tf.surrogate import KINDS, Surrogate
 
+_MOST_COMPILED_STEPS = 16
+
 
 def lif_step(
     membrane: tf.Tensor, current: tf.Tensor, leak: tf.Tensor, v_th: tf.Tensor, surrogate: Surrogate
@@ -66,17 +68,66 @@ def lif_scan(
     Returns:
       o, [T, B, ...], in the type of `current`.
     """
+    return _scan(_spikes, _backward, current, leak, v_th, timesteps, surrogate)
 
+
+def lif_compiled(
+    current: tf.Tensor, leak: tf.Tensor, v_th: tf.Tensor, timesteps: int, surrogate: Surrogate
+) -> tf.Tensor:
+    """`lif_scan` in functions that XLA compiles, for CPUs where it does not compile the whole graph.
+
+    Same arguments and result. XLA makes a loop over memory of each result, and each time step is one. So
+    the forward pass packs a neuron's spikes into the bits of an integer, which another function unpacks:
+    of both together XLA would make T loops. Where T is large, so that compiling takes long, and on GPUs,
+    where the whole step is compiled, it is `lif_scan` itself.
+    """
+    if timesteps > _MOST_COMPILED_STEPS or tf.config.list_physical_devices("GPU"):
+        return lif_scan(current, leak, v_th, timesteps, surrogate)
+    return _scan(_packed_spikes, _compiled_backward, current, leak, v_th, timesteps, surrogate)
+
+
+def _scan(forward, backward, current, leak, v_th, timesteps, surrogate):
     @tf.custom_gradient
     def scan(current, leak, v_th):
         def gradient(d_spikes):
-            return _backward(current, leak, v_th, d_spikes, timesteps, surrogate)
+            return backward(current, leak, v_th, d_spikes, timesteps, surrogate)
 
-        before = _replay(current, leak, v_th, timesteps)
-        spikes = [tf.cast(u > v_th, current.dtype) for _, u in before]
-        return tf.stack(spikes), gradient
+        return forward(current, leak, v_th, timesteps), gradient
 
     return scan(current, leak, v_th)
+
+
+def _spikes(current, leak, v_th, timesteps):
+    replayed = _replay(current, leak, v_th, timesteps)
+    return tf.stack([tf.cast(u > v_th, current.dtype) for _, u in replayed])
+
+
+def _packed_spikes(current, leak, v_th, timesteps):
+    """As `_spikes`, by way of integers [B, ...] whose bit t is o[t]."""
+
+    def pack(current, leak, v_th):
+        replayed = _replay(current, leak, v_th, timesteps)
+        bits = [
+            tf.bitwise.left_shift(tf.cast(u > v_th, tf.int32), t) for t, (_, u) in enumerate(replayed)
+        ]
+        return tf.add_n(bits)
+
+    def unpack(words):
+        steps = tf.reshape(tf.range(timesteps), [timesteps] + [1] * words.shape.rank)
+        return tf.cast(tf.bitwise.right_shift(words, steps) & 1, current.dtype)
+
+    return _compiled(unpack)(_compiled(pack)(current, leak, v_th))
+
+
+def _compiled_backward(current, leak, v_th, d_spikes, timesteps, surrogate):
+    def backward(current, leak, v_th, d_spikes):
+        return _backward(current, leak, v_th, d_spikes, timesteps, surrogate)
+
+    return _compiled(backward)(current, leak, v_th, d_spikes)
+
+
+def _compiled(function):
+    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def lif_native(
