@@ -228,7 +228,7 @@ class Config:
 
     precision: str = _setting(
         "auto", "Type of convolutions and products; membranes, loss and optimizer stay float32. auto: "
-        "mixed_bfloat16 where the hardware has matrix units for it.", "Execution", STAGES,
+        "mixed_bfloat16 where the hardware multiplies it (AVX-512, AMX, Ampere).", "Execution", STAGES,
         choices=("auto", "float32", "mixed_bfloat16"))
     lif: str = _setting(
         "auto", "Implementation of the neuron. native: one C++ operation, for CPUs; fused: TensorFlow "

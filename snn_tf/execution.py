@@ -52,14 +52,18 @@ def _best(config: Config) -> dict[str, Any]:
 
 
 def _has_fast_bfloat16(gpus: list) -> bool:
-    """Matrix units for bfloat16: AMX on a CPU, Ampere (compute capability 8) or later on a GPU."""
+    """Products of bfloat16 in hardware: on a CPU, AVX-512's or AMX's; on a GPU, from Ampere (8.0) on."""
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
         return details.get("compute_capability", (0, 0)) >= (8, 0)
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_processor_features())
+
+
+def _processor_features() -> list[str]:
     try:
-        return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text()
+        return pathlib.Path("/proc/cpuinfo").read_text().split()
     except OSError:
-        return False
+        return []
 
 
 def _native_missing() -> str:

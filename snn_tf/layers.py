@@ -243,10 +243,20 @@ class Dropout(keras.layers.Layer):
         salt = zlib.crc32(self.name.encode()) & 0x7FFFFFFF
         seed = tf.random.fold_in(seed, salt)
         x = unfold_time(inputs, self.timesteps)
-        # Integers of the whole range, [−2³¹, 2³¹), are the same with XLA and without; floats are not.
-        whole = tf.random.stateless_uniform(tf.shape(x)[1:], seed, None, None, tf.int32, alg="philox")
-        mask = tf.cast(whole >= int(self.rate * 2**32) - 2**31, x.dtype) / (1.0 - self.rate)
+        keep = _random_bits(tf.shape(x)[1:], seed) >= round(self.rate * 2**16)
+        mask = tf.where(keep, tf.constant(1.0 / (1.0 - self.rate), x.dtype), tf.zeros([], x.dtype))
         return fold_time(x * mask)
 
     def get_config(self):
         return {**super().get_config(), "rate": self.rate, "timesteps": self.timesteps}
+
+
+def _random_bits(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Uniform integers in [0, 2¹⁶), int32, the same with XLA and without, two of each that is drawn.
+
+    Floats, and integers of a narrower range, differ between the two.
+    """
+    size = tf.reduce_prod(shape)
+    drawn = tf.random.stateless_uniform([(size + 1) // 2], seed, None, None, tf.int32, alg="philox")
+    halves = tf.reshape(tf.bitcast(drawn, tf.uint16), [-1])[:size]
+    return tf.reshape(tf.cast(halves, tf.int32), shape)

@@ -28,6 +28,7 @@ WITHOUT_RESULT = {
     "cache_gib",
     "lif",
     "jit_compile",
+    "steps_per_call",
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",

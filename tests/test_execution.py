@@ -14,7 +14,7 @@ from snn_tf.errors import UsageError
 def machine(monkeypatch):
     """Makes this machine look like another."""
 
-    def like(gpu=(), compiler=True, matrix_units=False):
+    def like(gpu=(), compiler=True, features=("avx512f",)):
         def operations():
             if not compiler:
                 raise native.Unavailable("no C++ compiler")
@@ -23,8 +23,7 @@ def machine(monkeypatch):
         details = {"compute_capability": gpu}
         monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
         monkeypatch.setattr(native, "operations", operations)
-        if not gpu:
-            monkeypatch.setattr(execution, "_has_fast_bfloat16", lambda gpus: matrix_units)
+        monkeypatch.setattr(execution, "_processor_features", lambda: list(features))
 
     return like
 
@@ -39,8 +38,9 @@ def test_cpu_gets_the_native_neuron(machine, tmp_path):
     assert resolved(tmp_path) == ("native", "false", "float32")
 
 
-def test_cpu_with_matrix_units_gets_bfloat16(machine, tmp_path):
-    machine(matrix_units=True)
+@pytest.mark.parametrize("feature", ["avx512_bf16", "amx_bf16"])
+def test_cpu_that_multiplies_bfloat16_gets_it(machine, tmp_path, feature):
+    machine(features=["avx512f", feature])
     assert resolved(tmp_path) == ("native", "false", "mixed_bfloat16")
 
 
@@ -60,7 +60,7 @@ def test_without_a_compiler_fused_is_used_and_said(machine, tmp_path, capsys):
 
 
 def test_explicit_settings_stay(machine, tmp_path):
-    machine(matrix_units=True)
+    machine(features=["avx512_bf16"])
     given = {"lif": "rnn", "jit_compile": "true", "precision": "float32"}
     assert resolved(tmp_path, **given) == ("rnn", "true", "float32")
 
@@ -76,7 +76,7 @@ def test_native_with_a_compiled_step_names_both():
 
 
 def test_run_keeps_what_it_began_with(machine, tmp_path, capsys):
-    machine(matrix_units=True)
+    machine(features=["avx512_bf16"])
     first = resolved(tmp_path)
     assert json.loads((tmp_path / "execution.json").read_text()) == {
         "lif": "native",
@@ -84,7 +84,7 @@ def test_run_keeps_what_it_began_with(machine, tmp_path, capsys):
         "precision": "mixed_bfloat16",
     }
     capsys.readouterr()
-    machine(matrix_units=False)
+    machine()
     assert resolved(tmp_path) == first
     assert capsys.readouterr().out == ""
 

@@ -255,6 +255,13 @@ def test_dropout_drops_at_its_rate_and_scales_the_rest(rate):
     np.testing.assert_allclose(result[result != 0.0], 1 / (1 - rate), rtol=1e-6)
 
 
+def test_dropout_draws_an_odd_number_of_independent_bits():
+    masks = dropped((7, 3), 0.5) != 0.0, dropped((7001, 3), 0.5) != 0.0
+    assert masks[0].shape == (7, 3)
+    flat = masks[1].ravel()
+    assert 0.48 < np.mean(flat[1:] != flat[:-1]) < 0.52
+
+
 def test_dropout_multiplies_values_and_gradients_by_the_mask():
     x = tf.random.stateless_normal([8, 30], SEED)
     layer = Dropout(0.5, timesteps=2, name="here")

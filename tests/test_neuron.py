@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from neuron_oracle import KINDS, antiderivative, grid_currents, lif
 
-from snn_tf.neuron import lif_scan, lif_step
+from snn_tf.neuron import lif_compiled, lif_scan, lif_step
 from snn_tf.surrogate import Surrogate
 
 TOLERANCE = 1e-4  # of float32 sums in another order
@@ -176,6 +176,39 @@ def test_compiled_equals_eager(scan, jit_compile):
     spikes, *ours = compiled(*arguments[:3], arguments[-1])
     np.testing.assert_array_equal(spikes, expected)
     assert_gradients_close(ours, theirs, TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", TOLERANCE), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize(
+    "timesteps, shape, kind, constant",
+    [
+        (2, (3, 4, 5), "triangle", False),
+        (5, (60,), "rectangular", False),
+        (5, (2, 7), "sigmoid", True),
+        (3, (11,), "arctan", False),
+        (16, (9,), "triangle", False),
+        (64, (40,), "triangle", False),
+    ],
+)
+def test_compiled_functions_equal_the_scan(timesteps, shape, kind, constant, dtype, tolerance):
+    current, leak, v_th, _, _, upstream = problem(timesteps, shape, dtype, constant)
+    rest = (leak, v_th, timesteps, Surrogate(kind, 0.5), upstream)
+    spikes, *ours = with_gradients(lif_compiled, current, *rest)
+    expected, *theirs = with_gradients(lif_scan, current, *rest)
+    np.testing.assert_array_equal(tf.cast(spikes, tf.float32), tf.cast(expected, tf.float32))
+    assert spikes.dtype == expected.dtype and tf.reduce_any(expected > 0)
+    assert_gradients_close(ours, theirs, tolerance)
+
+
+@pytest.mark.parametrize("timesteps, functions", [(16, 2), (17, 0)])
+def test_xla_compiles_up_to_sixteen_steps(timesteps, functions):
+    @tf.function
+    def spikes(current):
+        return lif_compiled(current, tf.constant(0.5), tf.constant(0.75), timesteps, TRIANGLE)
+
+    graph = spikes.get_concrete_function(tf.TensorSpec([timesteps, 3])).graph
+    calls = [op for op in graph.get_operations() if "PartitionedCall" in op.type]
+    assert len(calls) == functions
 
 
 SIZES = (4, 6, 5, 3)  # input, two layers of neurons, output
