@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -51,6 +52,15 @@ def timesteps_of(model: keras.Model) -> int:
 def is_spiking(model: keras.Model) -> bool:
     """Whether a model is an SNN."""
     return any(isinstance(layer, LIF) for layer in model.layers)
+
+
+def predictor(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The compiled function from images uint8 [B, H, W, C] to logits [B, classes], float32.
+
+    It is traced once, whatever B, and keeps nothing for gradients.
+    """
+    signature = [tf.TensorSpec(model.input_shape, tf.uint8)]
+    return tf.function(lambda images: model(images, training=False), input_signature=signature)
 
 
 class Evaluator:

@@ -299,3 +299,15 @@ def test_dense_layer_on_the_image_reads_the_image():
     x = keras.layers.ReLU(name="neuron")(keras.layers.Dense(3, use_bias=False, name="dense")(x))
     model = keras.Model(image, ReadOut()(keras.layers.Dense(2, use_bias=False, name="logits")(x)))
     assert [s.source for s in evaluation.synapses(model)] == ["image", "spikes"]
+
+
+def test_predictor_gives_the_logits_of_any_number_of_images_from_one_trace():
+    model = spiking()
+    images = np.random.default_rng(3).integers(0, 256, (8, *SHAPE), np.uint8)
+    predict = evaluation.predictor(model)
+    whole = predict(images).numpy()
+    np.testing.assert_array_equal(whole, model(images).numpy())
+    assert len(np.unique(whole)) > 3
+    for count in (1, 3, 7):
+        np.testing.assert_array_equal(predict(images[:count]).numpy(), whole[:count])
+    assert predict.experimental_get_tracing_count() == 1

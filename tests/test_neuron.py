@@ -200,13 +200,13 @@ def test_compiled_functions_equal_the_scan(timesteps, shape, kind, constant, dty
     assert_gradients_close(ours, theirs, tolerance)
 
 
-@pytest.mark.parametrize("timesteps, functions", [(16, 2), (17, 0)])
-def test_xla_compiles_up_to_sixteen_steps(timesteps, functions):
+@pytest.mark.parametrize("timesteps, batch, functions", [(16, 3, 2), (17, 3, 0), (16, None, 0)])
+def test_xla_compiles_up_to_sixteen_steps_of_a_known_batch(timesteps, batch, functions):
     @tf.function
     def spikes(current):
         return lif_compiled(current, tf.constant(0.5), tf.constant(0.75), timesteps, TRIANGLE)
 
-    graph = spikes.get_concrete_function(tf.TensorSpec([timesteps, 3])).graph
+    graph = spikes.get_concrete_function(tf.TensorSpec([timesteps, batch])).graph
     calls = [op for op in graph.get_operations() if "PartitionedCall" in op.type]
     assert len(calls) == functions
 
