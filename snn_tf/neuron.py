@@ -79,8 +79,8 @@ def lif_compiled(
     Same arguments and result. XLA makes a loop over memory of each result, and each time step is one. So
     the forward pass packs a neuron's spikes into the bits of an integer, which another function unpacks:
     of both together XLA would make T loops. It is `lif_scan` itself where T is large, so that compiling
-    takes long; where B is not known, since XLA would compile for each B; and on GPUs, where the whole step
-    is compiled.
+    takes long; where B is not known, since XLA would compile for each B; and on GPUs, where the whole
+    step is compiled.
     """
     once = timesteps <= _MOST_COMPILED_STEPS and current.shape.is_fully_defined()
     if not once or tf.config.list_physical_devices("GPU"):
