@@ -247,6 +247,9 @@ class Config:
     log_every: int = _setting(
         50, "Steps between the TensorBoard points of a training step.", "Execution", (), "steps",
         low=1)
+    validate_every: int = _setting(
+        1, "Epochs between validations and what TensorBoard shows of the network.", "Execution",
+        (), "epochs", low=1)
     profile_steps: tuple[int, ...] = _setting(
         (), "First and last step of a profiler trace, such as 10,20.", "Execution", (), "steps", low=0)
     # fmt: on

@@ -143,8 +143,9 @@ class Trainer:
             self._check_finite()
             churn = self.pruner.update(step, self.update.optimizer)
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
-        if ends_epoch:
-            self._end_epoch(step, batch)
+        validates = step % (self.steps_per_epoch * self.config.validate_every) == 0
+        if validates or step == self.total_steps:
+            self._validate(step, batch)
         self._count_time()
         if step % self._checkpoint_interval() == 0 or step == self.total_steps:
             self._save(step)
@@ -185,7 +186,7 @@ class Trainer:
             },
         )
 
-    def _end_epoch(self, step: int, batch: Batch) -> None:
+    def _validate(self, step: int, batch: Batch) -> None:
         self.board.state(step, self.model, self.evaluator.evaluate(self.source.validation))
         if isinstance(self.objective, AttentionGuided):
             self.board.attention_maps(step, self.shown, self.objective.maps(self.shown))

@@ -32,6 +32,7 @@ WITHOUT_RESULT = {
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
+    "validate_every",
     "profile_steps",
 }
 

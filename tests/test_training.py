@@ -621,6 +621,15 @@ def test_events_of_train_snn(finished):
     assert list(series(found, "loss/cross_entropy")) == list(range(1, STEPS + 1))
 
 
+def test_validation_every_few_epochs_and_at_the_end(tmp_path):
+    config = Config(batch_size=8, validate_every=3)
+    trainer = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, EPOCHS))
+    trainer.run()
+    found = events(trainer)
+    assert list(series(found, "accuracy/validation")) == [3 * STEPS_PER_EPOCH, STEPS]
+    assert list(series(found, "accuracy/training")) == EPOCH_ENDS
+
+
 def test_profile_steps_leave_a_trace(finished):
     trainer, _, _ = finished("snn")
     (trace,) = trainer.folder.tensorboard.glob("plugins/profile/*/*.xplane.pb")
