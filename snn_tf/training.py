@@ -6,6 +6,7 @@ function of seed and step alone, so a stopped training continues where its last 
 
 import contextlib
 import functools
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -81,6 +82,8 @@ class Trainer:
         Raises:
           UserError: the loss is not finite, or a checkpoint could not be written.
         """
+        # Keras models are cycles of references: those of the way here are freed now, not at some time.
+        gc.collect()
         first = self._restore()
         batches = iter(
             data.training_batches(
