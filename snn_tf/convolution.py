@@ -33,9 +33,9 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding:
     plain = tuple(strides) == (1, 1) and padding == "same"
     chosen = form(x.shape[1:3], kernel.shape[:2], x.dtype) if plain and not _has_gpu() else CONVOLUTION
     if chosen == UNROLLED:
-        return _product_with_unrolled(x, kernel)
+        return product_with_unrolled(x, kernel)
     if chosen == PATCHES:
-        return _with_patches_gradient(x, kernel)
+        return with_patches_gradient(x, kernel)
     return tf.nn.conv2d(x, kernel, strides, padding.upper())
 
 
@@ -61,7 +61,8 @@ def _has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def _product_with_unrolled(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def product_with_unrolled(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """A "same" convolution of stride 1 as one product; for the sizes of `unrolled`."""
     _, height, width, channels = x.shape
     y = tf.reshape(x, [-1, height * width * channels]) @ unrolled(kernel, height, width)
     return tf.reshape(y, [-1, height, width, kernel.shape[-1]])
@@ -83,7 +84,9 @@ def unrolled(kernel: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def _with_patches_gradient(x: tf.Tensor, kernel: tf.Tensor):
+def with_patches_gradient(x: tf.Tensor, kernel: tf.Tensor):
+    """A "same" convolution of stride 1 whose kernel gradient is a product with the input's patches."""
+
     def gradient(d_y):
         d_x = tf.raw_ops.Conv2DBackpropInput(
             input_sizes=tf.shape(x), filter=kernel, out_backprop=d_y, strides=[1] * 4, padding="SAME"

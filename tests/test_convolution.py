@@ -11,8 +11,8 @@ from snn_tf.layers import Conv2D
 
 FORMS = {
     CONVOLUTION: lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"),
-    UNROLLED: convolution._product_with_unrolled,
-    PATCHES: convolution._with_patches_gradient,
+    UNROLLED: convolution.product_with_unrolled,
+    PATCHES: convolution.with_patches_gradient,
 }
 
 
