@@ -122,6 +122,9 @@ class Config:
     head: str = _setting(
         "mlp", "VGG's head: mlp = 4096, 4096, classes; linear = a fifth pool where it fits, then "
         "classes. ResNets have the linear one.", "Network", STAGES, choices=("mlp", "linear"))
+    batch_norm: bool = _setting(
+        False, "Batch normalisation after every convolution and hidden product of the ANN; conversion "
+        "folds it into weights and bias currents.", "Network", STAGES)
     dropout: float = _setting(
         0.2, "Dropout rate after a hidden neuron, except before a pool.", "Network", STAGES,
         low=0, high=1, high_open=True)
@@ -212,8 +215,8 @@ class Config:
         0.3, "kappa: all calibrated v_th are multiplied by it.", "Conversion", (CONVERT,),
         low=0, low_open=True)
     bias_current: bool = _setting(
-        False, "Give spiking neurons a trained bias current per channel, from 0.", "Conversion",
-        (CONVERT,))
+        False, "Give spiking neurons a trained bias current per channel, from 0. Those that follow a "
+        "batch normalisation have one in any case, from what it folds into.", "Conversion", (CONVERT,))
 
     timesteps: int = _setting(
         5, "T: time steps for which an image is presented.", "SNN", (CONVERT, TRAIN_SNN), "steps",

@@ -4,7 +4,8 @@ Scales are cumulative. With s(image) = 1, one spike of a layer stands for s = s_
 activation, where s_in is the scale of its input current: the current of a kernel that reads spikes of
 scale s_in is the ANN's pre-activation divided by s_in. In a chain the thresholds absorb this. Where
 branches meet in an addition it must be made equal: the kernels that feed a branch of scale s are
-multiplied by s / s_target.
+multiplied by s / s_target. Batch normalisation is folded first. The biases b of the synapses before a
+layer of neurons become its bias current Σ b / s_in.
 
 v_th is a percentile of the whole input current of a layer's neurons, layer by layer from the first,
 with the layers before it already spiking (DIET-SNN, Rathi & Roy 2020).
@@ -20,6 +21,7 @@ import tf_keras as keras
 from snn_tf import models
 from snn_tf.config import Config
 from snn_tf.errors import UserError
+from snn_tf.folding import fold
 from snn_tf.graph import Graph, inner, is_image, is_neuron, is_source, is_synapse
 from snn_tf.layers import unfold_time
 
@@ -41,13 +43,15 @@ def convert(ann: keras.Model, config: Config, batches: Sequence[np.ndarray]) -> 
     """Makes the SNN of an ANN.
 
     Args:
-      ann: plain functional model; zeros of its kernels stay zeros.
+      ann: plain functional model, with batch normalisation or without; zeros of its kernels stay zeros.
       config: calibration settings, κ = v_th_scale, the neuron's and timesteps.
       batches: uint8 images [B, H, W, C], training images without augmentation.
 
     Raises:
-      UserError: a layer's percentile of the input current is not positive.
+      UserError: a layer's percentile of the input current is not positive, or a batch normalisation
+        cannot be folded.
     """
+    ann = fold(ann)
     calibration = _Calibration(ann, config, batches)
     scales = calibration.run()
     snn = models.spiking(ann, config)
@@ -62,6 +66,7 @@ class _Calibration:
 
     def __init__(self, ann: keras.Model, config: Config, batches: Sequence[np.ndarray]):
         self.config = config
+        self.ann = Graph.of(ann)
         self.snn = models.spiking(ann, config, timesteps=config.calibration_timesteps)
         self.graph = Graph.of(self.snn)
         self.inputs = {name: layer.input for name, layer in self.graph.select(is_neuron).items()}
@@ -77,6 +82,7 @@ class _Calibration:
             if is_image(layer):
                 self.scales[name] = 1.0
             elif is_neuron(layer):
+                self._set_bias_current(name, self.scales[sources[0]])
                 self.scales[name] = self.scales[sources[0]] * self._fire(name)
             elif isinstance(layer, keras.layers.Add):
                 self.scales[name] = self._balance(sources)
@@ -105,13 +111,20 @@ class _Calibration:
         met = self.graph.nearest(branch, lambda layer: is_synapse(layer) or is_neuron(layer))
         return [name for name in met if is_synapse(self.graph.layers[name])]
 
+    def _set_bias_current(self, name: str, scale: float) -> None:
+        """Σ b / s_in over the ANN's synapses before a layer of neurons, where they have biases."""
+        biases = [s.bias for s in models.driving_synapses(self.ann, name) if s.use_bias]
+        if biases:
+            self.graph.layers[name].bias_current.assign(tf.add_n(biases) / scale)
+
     def _fire(self, name: str) -> float:
         """Calibrates one layer of neurons, keeps their spike trains, and returns v_th."""
         layer = self.graph.layers[name]
         sources = self.graph.nearest(name, is_source)
         segment = keras.Model([self.outputs[source] for source in sources], self.inputs[name])
         steps = 1 if layer.constant_input else self.config.calibration_timesteps
-        v_th = max(self._percentile(segment(feed), steps) for feed in self._feeds(sources))
+        currents = (layer.biased(segment(feed)) for feed in self._feeds(sources))
+        v_th = max(self._percentile(current, steps) for current in currents)
         if not v_th > 0.0:
             raise UserError(
                 f"layer {name}: the {self.config.calibration_percentile:g}th percentile of its input "

@@ -15,6 +15,7 @@ import tf_keras as keras
 from snn_tf import pruning
 from snn_tf.errors import UserError, first_line
 from snn_tf.evaluation import is_spiking, timesteps_of
+from snn_tf.folding import fold
 from snn_tf.graph import Graph, is_neuron
 
 # Runs without this package: what it loads is only what a user has.
@@ -29,13 +30,13 @@ np.savez(target, **{name: value.numpy() for name, value in outputs.items()})
 class Exported(tf.Module):
     """A model's serving function and its variables; no Keras object, wrapper or mask is written.
 
-    `serve` takes uint8 images [B, H, W, C] and gives logits and probabilities [B, classes], and the
-    number of spikes [B], which is 0 for an ANN.
+    Batch normalisation is folded. `serve` takes uint8 images [B, H, W, C] and gives logits and
+    probabilities [B, classes], and the number of spikes [B], which is 0 for an ANN.
     """
 
     def __init__(self, model: keras.Model):
         super().__init__()
-        plain = pruning.unwrap(model)
+        plain = fold(pruning.unwrap(model))
         neurons = Graph.of(plain).select(is_neuron).values() if is_spiking(plain) else ()
         network = keras.Model(plain.input, (plain.output, [layer.output for layer in neurons]))
         steps = timesteps_of(plain)

@@ -26,6 +26,11 @@ def is_synapse(layer: Layer) -> bool:
     return isinstance(inner(layer), keras.layers.Conv2D | keras.layers.Dense)
 
 
+def is_norm(layer: Layer) -> bool:
+    """Whether the layer is a batch normalisation."""
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
 def is_neuron(layer: Layer) -> bool:
     """Whether the layer is a nonlinearity: ReLU in an ANN, LIF in an SNN."""
     return isinstance(layer, keras.layers.ReLU | LIF)

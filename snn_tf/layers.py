@@ -153,7 +153,7 @@ class LIF(keras.layers.Layer):
         else:
             scan = lif_compiled if self.implementation == "fused" else lif_scan
             spikes = scan(
-                self._biased(current), *self._parameters(), self.timesteps, self.cell.surrogate
+                self.biased(current), *self._parameters(), self.timesteps, self.cell.surrogate
             )
         return tf.cast(fold_time(spikes), inputs.dtype)
 
@@ -162,7 +162,7 @@ class LIF(keras.layers.Layer):
         return lif_native(current, *self._parameters(), bias, self.timesteps, self.cell.surrogate)
 
     def _rnn(self, current):
-        current = self._biased(current)
+        current = self.biased(current)
         if self.constant_input:
             current = tf.repeat(current, self.timesteps, axis=0)
         rnn = keras.layers.RNN(
@@ -170,7 +170,8 @@ class LIF(keras.layers.Layer):
         )
         return rnn(current)
 
-    def _biased(self, current):
+    def biased(self, current: tf.Tensor) -> tf.Tensor:
+        """The whole input current: that of the synapses, and the bias current if there is one."""
         return tf.cast(current, tf.float32) + self.bias_current if self.use_bias else current
 
     def _parameters(self):

@@ -16,7 +16,8 @@ import tf_keras as keras
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError
-from snn_tf.graph import Graph, inner, is_image, is_neuron, is_source, is_synapse
+from snn_tf.folding import fold
+from snn_tf.graph import Graph, Layer, inner, is_image, is_neuron, is_source, is_synapse
 from snn_tf.layers import LIF, Conv2D, Dropout, ReadOut
 
 POOL = "P"
@@ -33,6 +34,8 @@ VGG_HEAD = (4096, 4096)
 RESNET_STEM = (64, 64, 64)
 RESNET_WIDTHS = (64, 128, 256, 512)
 RESNET_BLOCKS = {"resnet12": (1, 1, 1, 1), "resnet20": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+# Moving statistics follow the last ten steps or so: epochs of small data sets are not much longer.
+NORM_MOMENTUM = 0.9
 
 
 def build(config: Config, neuron: str, spec: DataSpec) -> keras.Model:
@@ -48,7 +51,7 @@ def build(config: Config, neuron: str, spec: DataSpec) -> keras.Model:
     """
     builder = _Builder(config, spec)
     ann = builder.vgg() if config.network in VGG else builder.resnet()
-    return ann if neuron == "relu" else spiking(ann, config)
+    return ann if neuron == "relu" else spiking(fold(ann), config)
 
 
 class _Builder:
@@ -82,6 +85,7 @@ class _Builder:
         for index, units in enumerate(VGG_HEAD, start=convolutions + 1):
             dense = keras.layers.Dense(self.scaled(units), **self.synapse(f"dense{index}"))
             self.x = dense(self.x)
+            self.norm(f"dense{index}")
             self.neuron(f"dense{index}")
             self.dropout(f"dense{index}", self.config.head_dropout)
         return self.finish()
@@ -139,6 +143,15 @@ class _Builder:
     def convolution(self, name: str, filters: int, strides: int = 1, size: int = 3) -> None:
         layer = Conv2D(self.scaled(filters), size, strides, padding="same", **self.synapse(name))
         self.x = layer(self.x)
+        self.norm(name)
+
+    def norm(self, name: str) -> None:
+        """Normalises what a layer of synapses gives, if `--batch_norm` says so."""
+        if self.config.batch_norm:
+            layer = keras.layers.BatchNormalization(
+                momentum=NORM_MOMENTUM, name=f"{name}_norm", dtype=self.policy
+            )
+            self.x = layer(self.x)
 
     def neuron(self, name: str) -> None:
         self.x = keras.layers.ReLU(name=f"{name}_neuron", dtype=self.policy)(self.x)
@@ -173,16 +186,19 @@ def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> k
     """The SNN with an ANN's graph, names and weights: LIF in place of ReLU, leak 1, v_th 1.
 
     Neurons that the image reaches without passing another neuron get a constant current, so what
-    lies before them is computed once and not at every step.
+    lies before them is computed once and not at every step. Synapses give up their biases: their neurons
+    get bias currents, 0 here, which `snn_tf.conversion` makes of the biases.
 
     Args:
-      ann: a model of `build`, or any functional one of the same layer types.
+      ann: a model of `build` after `fold`, or any functional one of the same layer types.
       config: lif, surrogate, surrogate_scale, bias_current, timesteps.
       timesteps: T if not `config.timesteps`.
     """
     graph = Graph.of(ann)
     steps = config.timesteps if timesteps is None else timesteps
     first = {name for name in graph.select(is_neuron) if _driven_by_image(graph, name)}
+    driving = {name: driving_synapses(graph, name) for name in graph.select(is_neuron)}
+    unbiased = {layer.name for layers in driving.values() for layer in layers}
 
     def spiking_layer(layer):
         if is_neuron(layer):
@@ -190,18 +206,28 @@ def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> k
                 steps,
                 implementation=_chosen(config.lif, "plain"),
                 constant_input=layer.name in first,
-                use_bias=config.bias_current,
+                use_bias=config.bias_current or any(s.use_bias for s in driving[layer.name]),
                 surrogate=config.surrogate,
                 surrogate_scale=config.surrogate_scale,
                 name=layer.name,
             )
         if isinstance(layer, Dropout | ReadOut):
             return type(layer).from_config({**layer.get_config(), "timesteps": steps})
+        if layer.name in unbiased:
+            return type(layer).from_config({**layer.get_config(), "use_bias": False})
         return type(layer).from_config(layer.get_config())
 
     snn = keras.models.clone_model(ann, clone_function=spiking_layer)
-    copy_weights(ann, snn)
+    layers = Graph.of(snn).layers
+    for name, layer in graph.select(is_synapse).items():
+        layers[name].set_weights(layer.get_weights()[: len(layers[name].weights)])
     return snn
+
+
+def driving_synapses(graph: Graph, neuron: str) -> list[Layer]:
+    """The synapse layers whose outputs add up to the current of a layer of neurons."""
+    met = graph.nearest(neuron, lambda layer: is_synapse(layer) or is_source(layer))
+    return [inner(graph.layers[name]) for name in met if is_synapse(graph.layers[name])]
 
 
 def _driven_by_image(graph: Graph, name: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import tf_keras as keras
 
 from snn_tf.channels import ChannelLayer, output_mask
-from snn_tf.graph import Graph, inner, is_image, is_synapse
+from snn_tf.graph import Graph, inner, is_image, is_norm, is_synapse
 
 
 def output_positions(layer: keras.layers.Layer) -> int:
@@ -105,7 +105,11 @@ def remove_channels(model: keras.Model, active: Mapping[str, np.ndarray]) -> ker
         return type(layer).from_config(arguments)
 
     small = keras.models.clone_model(model, clone_function=smaller)
-    for name, layer in Graph.of(small).select(is_synapse).items():
+    graph, groups = Graph.of(small), tie_groups(model)
+    for name, layer in graph.select(is_norm).items():
+        kept = active[group] if (group := groups[name]) else slice(None)
+        layer.set_weights([weight[kept] for weight in model.get_layer(name).get_weights()])
+    for name, layer in graph.select(is_synapse).items():
         facts = layers[name]
         kernel, *bias = model.get_layer(name).get_weights()
         if facts.in_group:

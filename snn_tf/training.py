@@ -20,6 +20,7 @@ from snn_tf import data
 from snn_tf.config import Config
 from snn_tf.errors import UserError, first_line
 from snn_tf.evaluation import Evaluation, Evaluator
+from snn_tf.graph import Graph, is_norm
 from snn_tf.layers import dropout_seed
 from snn_tf.objectives import AttentionGuided, Objective
 from snn_tf.pruners import Pruner
@@ -213,8 +214,11 @@ class Trainer:
         }
 
     def _gradient_shares(self, images, labels) -> dict[str, float]:
-        """Norm of each loss term's gradient over the sum of these norms."""
+        """Norm of each loss term's gradient over the sum of these norms; the model stays as it is."""
+        kept = [(v, v.numpy()) for v in moving_statistics(self.model)]
         norms = {name: float(norm) for name, norm in self._term_norms(images, labels).items()}
+        for variable, value in kept:
+            variable.assign(value)
         total = sum(norms.values()) or 1.0
         return {f"gradient_share/{name}": norm / total for name, norm in norms.items()}
 
@@ -253,3 +257,9 @@ class Trainer:
             raise UserError(
                 f"{self.manager.directory}: checkpoint could not be written: {line}"
             ) from error
+
+
+def moving_statistics(model: keras.Model) -> list[tf.Variable]:
+    """Moving means and variances of a model's batch normalisation: what training passes move besides."""
+    layers = Graph.of(model).select(is_norm).values()
+    return [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]

@@ -8,7 +8,7 @@ import tf_keras as keras
 from snn_tf import models
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
-from snn_tf.graph import Graph, inner, is_synapse
+from snn_tf.graph import Graph, inner, is_norm, is_synapse
 
 
 def spec_of(image_shape=(32, 32, 3), classes=10, mean=120.0, std=60.0) -> DataSpec:
@@ -27,6 +27,17 @@ def initialised(network, seed=1, **settings) -> keras.Model:
     model = build(network, **settings)
     models.initialise(model, seed)
     return model
+
+
+def scramble(model, seed) -> None:
+    """Gives normalisations parameters and statistics far from their first ones."""
+    rng = np.random.default_rng(seed)
+    for layer in Graph.of(model).select(is_norm).values():
+        size = layer.gamma.shape
+        layer.gamma.assign(rng.uniform(-1.5, 1.5, size))
+        layer.beta.assign(rng.normal(0.2, 0.5, size))
+        layer.moving_mean.assign(rng.normal(0.3, 1.0, size))
+        layer.moving_variance.assign(rng.uniform(0.2, 3.0, size))
 
 
 def some_images(count, image_shape, seed=0) -> np.ndarray:

@@ -16,6 +16,7 @@ from snn_tf import config as configs
 from snn_tf import data, evaluation, models, pruners, pruning, stages, training
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError, UserError
+from snn_tf.graph import is_norm
 from snn_tf.runs import StageFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,10 +154,24 @@ def test_one_time_step_runs_through(tmp_path, student):
             assert neuron["spikes_per_neuron"] == neuron["spike_rate"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["channel", "irregular"])
-def test_resnet12_runs_through_at_one_time_step(tmp_path, structure):
-    stages.run(config_of(tmp_path, network="resnet12", timesteps=1, structure=structure, density=0.5))
+def test_batch_norm_runs_through_and_is_folded(tmp_path, structure):
+    stages.run(config_of(tmp_path, batch_norm=True, structure=structure))
+    ann, snn = (model_of(tmp_path, stage) for stage in (configs.COMPRESS, configs.TRAIN_SNN))
+    assert any(is_norm(layer) for layer in ann.layers) and not any(map(is_norm, snn.layers))
+    masks = pruning.masks(ann)
+    assert all(np.array_equal(mask, masks[name]) for name, mask in pruning.masks(snn).items())
+    facts, exported = (record(tmp_path, stage) for stage in (configs.EVALUATE, configs.EXPORT))
+    assert facts["active_weights"] == facts["compressed_ann"]["active_weights"]
+    assert facts["compressed_ann"]["macs"] == record(tmp_path, configs.COMPRESS)["macs"]
+    assert exported["export_agreement"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("structure", "batch_norm"), [("channel", False), ("irregular", True)])
+def test_resnet12_runs_through_at_one_time_step(tmp_path, structure, batch_norm):
+    settings = {"network": "resnet12", "structure": structure, "batch_norm": batch_norm}
+    stages.run(config_of(tmp_path, **settings, timesteps=1, density=0.5))
     facts = record(tmp_path, configs.EVALUATE)
     assert facts["timesteps"] == 1 and facts["num_examples"] == 599
     assert 0 < facts["spikes_per_neuron"] < 1 and facts["density"] <= 0.5

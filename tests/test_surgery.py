@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 import tf_keras as keras
-from small_networks import build, initialised, kernels, output_shapes, some_images, spec_of, weights_of
+from small_networks import (
+    build,
+    initialised,
+    kernels,
+    output_shapes,
+    scramble,
+    some_images,
+    spec_of,
+    weights_of,
+)
 
 from snn_tf import costs, evaluation, models, pruning
 from snn_tf.channels import ChannelBudget, ChannelLayer
@@ -40,6 +49,7 @@ def some_channels(model, seed=0):
 def silenced(model, active):
     """A copy in which no synapse reads a dormant channel; channels are the last axis of every map."""
     copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
     groups, shapes, graph = tie_groups(model), output_shapes(model), Graph.of(model)
     for name, kernel in kernels(model).items():
         source = graph.inputs[name][0]
@@ -221,6 +231,24 @@ def test_cut_logits_are_close_to_the_masked_ones_for_any_weights(settings):
     logits = masked(images).numpy()
     assert not np.allclose(logits, model(images), atol=1e-2)
     np.testing.assert_allclose(remove_channels(model, active)(images), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["vgg5", "resnet12"])
+def test_cut_network_takes_the_norms_of_active_channels(network):
+    settings = NETWORKS[network]
+    model = initialised(**settings, batch_norm=True)
+    scramble(model, seed=6)
+    active = some_channels(model, seed=5)
+    masked = silenced(model, active)
+    images = some_images(4, settings["image_shape"])
+    logits = masked(images, training=False).numpy()
+    assert not np.allclose(logits, model(images, training=False), atol=1e-2)
+    small = remove_channels(model, active)
+    np.testing.assert_allclose(small(images, training=False), logits, rtol=1e-4, atol=1e-4)
+    kept = active[tie_groups(model)["conv2" if network == "vgg5" else "stem2"]]
+    name = "conv2_norm" if network == "vgg5" else "stem2_norm"
+    for mine, whole in zip(small.get_layer(name).weights, model.get_layer(name).weights, strict=True):
+        np.testing.assert_array_equal(mine, whole.numpy()[kept])
 
 
 def test_cut_kernels_are_the_slices_of_active_channels():

@@ -83,9 +83,10 @@ def student(config: Config) -> pruners.Pruner:
 
 
 def trainer_of(kind: str, run_dir, **settings) -> Trainer:
-    """A trainer of train_ann, compress (irregular, channel) or train_snn, made as by a new process."""
+    """A trainer of train_ann, compress (three kinds) or train_snn, made as by a new process."""
     if kind in ("irregular", "channel"):
         settings["structure"] = kind
+    settings["batch_norm"] = kind == "normed"
     config = Config(**SETTINGS | settings)
     if kind == "ann":
         model, recipe = network(config), Recipe("sgd", 0.05, 1e-3, EPOCHS)
@@ -307,6 +308,27 @@ def test_weight_decay_spares_v_th_and_leak(tmp_path):
         assert gradient.any()
 
 
+def test_weight_decay_spares_gamma_and_beta(tmp_path):
+    trainer = trainer_of("normed", tmp_path)
+    trainer.recipe = dataclasses.replace(trainer.recipe, weight_decay=0.5)
+    found = prepared(trainer, [np.zeros(v.shape, np.float32) for v in trainer.variables])
+    assert {name for name, gradient in found.items() if gradient.any()} == set(SYNAPSES)
+    assert len(found) == len(SYNAPSES) + 6
+
+
+def test_gradient_shares_leave_moving_statistics_as_they_are(tmp_path):
+    trainer = trainer_of("normed", tmp_path)
+    images, labels = next(iter(data.training_batches(DATA.train, DATA.spec, 8, 1, 0, 1)))
+    before = state(trainer)
+    shares = trainer._gradient_shares(images, labels)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert_same_bits(state(trainer), before)
+    trainer.step(images, labels)
+    after = state(trainer)
+    moved = {v.split()[1] for v in before if not np.array_equal(before[v], after[v])}
+    assert sum("moving" in name for name in moved) == 6
+
+
 @pytest.mark.parametrize("train_leak", [True, False])
 @pytest.mark.parametrize("train_v_th", [True, False])
 def test_trained_variables_leave_out_what_is_held(train_leak, train_v_th):
@@ -324,6 +346,7 @@ def test_trained_variables_leave_out_what_is_held(train_leak, train_v_th):
     "kind, way",
     [
         ("irregular", "eager"),
+        ("normed", "compiled"),
         ("snn", "eager"),
         ("snn", "compiled"),
         pytest.param("irregular", "compiled", marks=pytest.mark.slow),
@@ -397,6 +420,7 @@ def finished(tmp_path_factory):
         ("ann", [(1, 0), (5, 4), (7, 6)]),
         ("irregular", [(5, 4)]),
         ("channel", [(5, 4)]),
+        ("normed", [(5, 4)]),
         ("snn", [(3, 2), (5, 4)]),
     ],
 )
@@ -422,6 +446,7 @@ def test_killed_and_resumed_training_ends_bit_for_bit_the_same(tmp_path, kind, k
         "snn": ("v_th", "leak"),
         "irregular": ("/mask", "score"),
         "channel": ("/mask", "score", "active"),
+        "normed": ("/mask", "gamma", "beta", "moving_mean", "moving_variance"),
     }
     for part in ("kernel", *parts.get(kind, ())):
         assert any(part in name for name in moved), part
