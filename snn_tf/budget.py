@@ -55,8 +55,8 @@ class Budget:
         it counts multiply-accumulates.
       density: share of the cost that is kept, in (0, 1].
       min_layer_density: no layer gets sparser than this, in [0, 1].
-      protected: weights a layer needs for another reason: the number of classes in the output layer, 0
-        elsewhere.
+      protected: weights a layer needs for another reason: the number of classes in the output layer, all
+        of a layer that stays dense, 0 elsewhere.
 
     Raises:
       UsageError: what every layer must keep costs more than the density allows.
@@ -69,7 +69,8 @@ class Budget:
     protected: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        keeps = f"what --min_layer_density={self.min_layer_density:g} and one weight per class need"
+        least = f"--min_layer_density={self.min_layer_density:g}"
+        keeps = f"what {least}, one weight per class and layers that stay dense need"
         check_affordable(self.density, self.target, self.cost(self.floors), self.cost(self.sizes), keeps)
 
     @property
@@ -109,15 +110,26 @@ def common_counts(budget: Budget) -> Counts:
 
 
 def plan_update(
-    contributions: Mapping[str, Fraction], active: Counts, budget: Budget, p: float
+    contributions: Mapping[str, Fraction],
+    active: Counts,
+    budget: Budget,
+    p: float,
+    room: Counts | None = None,
 ) -> Churn:
     """How many weights each layer loses and gains.
 
-    Layer l offers max(0, min(floor(p active), inactive, active - floor_l)) weights. The cost they free,
+    Layer l offers max(0, min(floor(p active), room, active - floor_l)) weights. The cost they free,
     with what was left of the target, is shared in proportion to the contributions s_l, or to the room
-    if no layer with room contributes; a layer grows no more than it had inactive before, and what
-    overflows is shared again (largest remainder). If room ends before the cost does, layers lose fewer
+    if no layer with room contributes; a layer grows no more than its room, and what overflows is shared
+    again (largest remainder). If room ends before the cost does, layers lose fewer
     weights than they offered.
+
+    Args:
+      contributions: s_l.
+      active: active weights of each layer.
+      budget: cost that may be active.
+      p: share offered, in [0, 1].
+      room: weights that each layer may grow; None: all its inactive ones.
 
     Raises:
       ValueError: the active weights cost more than the target.
@@ -125,15 +137,22 @@ def plan_update(
     unspent = budget.target - budget.cost(active)
     if unspent < 0:
         raise ValueError(f"active weights cost {budget.cost(active)}, the target is {budget.target}")
-    free = {name: size - active[name] for name, size in budget.sizes.items()}
+    room = room or {name: size - active[name] for name, size in budget.sizes.items()}
     offered = {
-        name: max(0, min(int(p * active[name]), free[name], active[name] - floor))
+        name: max(0, min(int(p * active[name]), room[name], active[name] - floor))
         for name, floor in budget.floors.items()
     }
     pool = unspent + budget.cost(offered)
-    grown = _whole(_shares(contributions, free, budget, pool), free, budget, pool)
+    grown = shared_counts(contributions, room, budget, pool)
     kept = _fill(offered, budget, pool - budget.cost(grown))
     return Churn({name: count - kept[name] for name, count in offered.items()}, grown)
+
+
+def shared_counts(
+    contributions: Mapping[str, Fraction], room: Counts, budget: Budget, pool: int
+) -> Counts:
+    """Weights of each layer if cost `pool` is shared by contribution, within the room."""
+    return _whole(_shares(contributions, room, budget, pool), room, budget, pool)
 
 
 def _shares(

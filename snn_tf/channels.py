@@ -117,6 +117,7 @@ def initial_channels(budget: ChannelBudget, rng: np.random.Generator) -> Channel
 
 def update_channels(
     norms: Mapping[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
     scores: Mapping[str, np.ndarray],
     active: Mapping[str, np.ndarray],
     budget: ChannelBudget,
@@ -124,13 +125,15 @@ def update_channels(
 ) -> tuple[Channels, Churn]:
     """Drops the channels of smallest norm and regrows, over all groups, those of largest score.
 
-    A group loses min(floor(p active), inactive, active - 1) channels. Those that were inactive before
-    are tried in the order of their scores, each at its cost given the channels so far; those that do
-    not fit are skipped. Then the channels just dropped are tried in the same way. So what is left of
-    the target is less than the cost of the cheapest inactive channel.
+    If more is active than the budget allows, the channels of smallest value over all groups go first.
+    Then a group loses min(floor(p active), inactive, active - 1) channels. Those that were inactive
+    before are tried in the order of their scores, each at its cost given the channels so far; those that
+    do not fit are skipped. Then all the dropped ones are tried in the same way. So what is left of the
+    target is less than the cost of the cheapest inactive channel.
 
     Args:
       norms: [C] for each group: Frobenius norm of the consumers' slices (`channel_norms`).
+      values: [C] for each group: the same norm / sqrt(slice size).
       scores: [C] for each group: norm of m over the same slices / sqrt(slice size).
       active: [C] for each group: the channels so far.
       budget: cost that may be active.
@@ -140,9 +143,11 @@ def update_channels(
       The new active channels, and what changed. Inputs are left as they are.
     """
     new = {group: active[group].copy() for group in budget.sizes}
+    if budget.cost(_active_counts(new)) > budget.target:
+        new = ranked_channels(values, budget, active)
     for group, flags in new.items():
         count = int(np.count_nonzero(flags))
-        drop = min(int(p * count), flags.size - count, count - 1)
+        drop = min(int(p * count), int(np.count_nonzero(~active[group])), count - 1)
         channels = np.flatnonzero(flags)
         flags[channels[np.argsort(norms[group][channels], kind="stable")[:drop]]] = False
     dropped = {group: active[group] & ~flags for group, flags in new.items()}
@@ -155,17 +160,24 @@ def update_channels(
     return new, churn
 
 
-def magnitude_channels(values: Mapping[str, np.ndarray], budget: ChannelBudget) -> Channels:
+def ranked_channels(
+    values: Mapping[str, np.ndarray],
+    budget: ChannelBudget,
+    among: Mapping[str, np.ndarray] | None = None,
+) -> Channels:
     """The best channel of each group, then the best of all others, skipping what does not fit.
 
     Args:
-      values: [C] for each group: norm of the consumers' slices / sqrt(slice size).
+      values: [C] for each group, not negative: norm of the consumers' slices / sqrt(slice size).
       budget: cost that may be active.
+      among: flags the channels that may be active, one at least in each group; all if None.
     """
+    among = among or {group: np.ones(size, bool) for group, size in budget.sizes.items()}
     active = {}
     for group, size in budget.sizes.items():
-        active[group] = np.arange(size) == np.argmax(values[group])
-    _grow(active, _by_value(values, {group: ~flags for group, flags in active.items()}), budget)
+        best = np.argmax(np.where(among[group], values[group], -1))
+        active[group] = np.arange(size) == best
+    _grow(active, _by_value(values, {g: among[g] & ~flags for g, flags in active.items()}), budget)
     return active
 
 
@@ -231,6 +243,10 @@ def _common_counts(budget: ChannelBudget) -> Counts:
     return counts(steps[within - 1])
 
 
+def _active_counts(active: Mapping[str, np.ndarray]) -> Counts:
+    return {group: int(np.count_nonzero(flags)) for group, flags in active.items()}
+
+
 def _by_value(values: Mapping[str, np.ndarray], among: Mapping[str, np.ndarray]) -> list[Unit]:
     """The flagged channels, largest value first."""
     units = [(group, int(c)) for group, flags in among.items() for c in np.flatnonzero(flags)]
@@ -242,7 +258,7 @@ def _grow(active: Channels, units: Iterable[Unit], budget: ChannelBudget) -> Non
 
     One pass is enough: while channels are added, what is left falls and no unit gets cheaper.
     """
-    counts = {group: int(np.count_nonzero(flags)) for group, flags in active.items()}
+    counts = _active_counts(active)
     touching = {
         group: [layer for layer in budget.layers if group in (layer.in_group, layer.out_group)]
         for group in active

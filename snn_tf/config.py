@@ -23,6 +23,7 @@ TRAIN_ANN, COMPRESS, CONVERT, TRAIN_SNN, EVALUATE, EXPORT = STAGES = (
 )
 NETWORKS = ("vgg5", "vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "resnet12", "resnet20", "resnet34")
 METHODS = ("attention", "magnitude", "magnitude_uniform", "random", "dense")
+SALIENCIES = ("layer_magnitude", "magnitude", "weight_gradient", "fisher")
 
 _TRAINING = (TRAIN_ANN, COMPRESS, TRAIN_SNN)
 _ANN = (TRAIN_ANN, COMPRESS)
@@ -176,6 +177,19 @@ class Config:
     density: float = _setting(
         0.05, "Share of the prunable weights (or MACs, see --budget) that is kept.", "Compression",
         (COMPRESS,), low=0, high=1, low_open=True)
+    density_schedule: str = _setting(
+        "auto", "Density over the mask updates. constant: --density from the first step (magnitude: "
+        "from the first update). cubic: from 1 to --density. auto: cubic for magnitude, else constant.",
+        "Compression", (COMPRESS,), choices=("auto", "constant", "cubic"))
+    saliency: str = _setting(
+        "layer_magnitude", "By what method attention keeps weights. layer_magnitude: |W| within "
+        "a layer, and layers share the regrowth by mean |m|, as in the paper. The others rank all "
+        "layers at once, which then regrow in proportion to what they keep. magnitude: |W|. "
+        "weight_gradient: |W m|. fisher: |W| times the root of the mean squared gradient.",
+        "Compression", (COMPRESS,), choices=SALIENCIES)
+    dense_ends: bool = _setting(
+        False, "Keep the first and the last layer dense; their weights count in the density.",
+        "Compression", (COMPRESS,))
     budget: str = _setting(
         "weights", "What --density counts.", "Compression", (COMPRESS,), choices=("weights", "macs"))
     min_layer_density: float = _setting(
@@ -192,8 +206,8 @@ class Config:
         0.005, "p at the last update; a cosine leads there.", "Compression", (COMPRESS,),
         low=0, high=1)
     score_decay: float = _setting(
-        0.9, "Decay of m, the moving average of the gradient: the score.", "Compression", (COMPRESS,),
-        low=0, high=1, high_open=True)
+        0.9, "Decay of m, the moving average of the gradient: the score; of its square too.",
+        "Compression", (COMPRESS,), low=0, high=1, high_open=True)
     distillation: float = _setting(
         0.9, "Weight alpha of L_KD; L_CE has 1 - alpha.", "Compression", (COMPRESS,), low=0, high=1)
     temperature: float = _setting(
@@ -301,8 +315,10 @@ def _check_together(config: Config) -> None:
         )
     if (config.lif, config.jit_compile) == ("native", "true"):
         raise UsageError("--jit_compile=true: must be false or auto with --lif=native")
+    if config.dense_ends and config.structure == "channel":
+        raise UsageError("--dense_ends=True: must be False with --structure=channel")
     if config.method == "magnitude_uniform":
-        for flag, needed in (("structure", "irregular"), ("budget", "weights")):
+        for flag, needed in (("structure", "irregular"), ("budget", "weights"), ("dense_ends", False)):
             if getattr(config, flag) != needed:
                 raise UsageError(
                     f"--{flag}={getattr(config, flag)}: must be {needed} with --method=magnitude_uniform"

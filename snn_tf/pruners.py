@@ -16,7 +16,16 @@ from snn_tf import budget as budgets
 from snn_tf import channels, sparsity
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
-from snn_tf.pruning import Masks, assign_masks, falling_sparsity, mask_of, masks, project, wrap, wrappers
+from snn_tf.pruning import (
+    Masks,
+    assign_masks,
+    mask_of,
+    masks,
+    project,
+    sparsity_schedule,
+    wrap,
+    wrappers,
+)
 from snn_tf.surgery import channel_layers, output_positions, tie_groups
 
 
@@ -26,6 +35,7 @@ class Pruner(tf.Module):
     Attributes:
       scores: m, the moving average of the loss's gradient with respect to every prunable weight,
         active or not, by layer name; empty unless the method is attention.
+      squares: the same average of the gradient's square; empty unless the saliency is fisher.
       last_update: step after which masks are fixed; 0 if they never change.
     """
 
@@ -44,32 +54,40 @@ class Pruner(tf.Module):
                 f"--mask_update={self.interval}: must be at most the stage's {total_steps} steps"
             )
         updates = math.floor(budgets.exact(config.mask_update_end) * total_steps / self.interval)
-        # Magnitude starts dense, so it cannot do without one.
-        least = 1 if config.method.startswith("magnitude") else 0
-        self.last_update = max(least, updates) * self.interval
-        self.schedule = falling_sparsity(
-            config.density, self.interval, max(self.last_update, self.interval)
+        by_magnitude = config.method.startswith("magnitude")
+        natural = "cubic" if by_magnitude else "constant"
+        kind = natural if config.density_schedule == "auto" else config.density_schedule
+        self.falls = kind == "cubic"
+        self.starts_dense = self.falls or by_magnitude
+        # What starts dense cannot do without an update.
+        self.last_update = max(1 if self.starts_dense else 0, updates) * self.interval
+        self.schedule = sparsity_schedule(
+            kind, config.density, self.interval, max(self.last_update, self.interval)
         )
         self.model = wrap(model, schedule=self.schedule)
         self.wrappers = wrappers(self.model)
-        self.scores = {
-            name: tf.Variable(
-                tf.zeros(wrapper.layer.kernel.shape), trainable=False, name=f"score/{name}"
-            )
-            for name, wrapper in self.wrappers.items()
-            if config.method == "attention"
+        guided = config.method == "attention"
+        self.scores = self._averages("score") if guided else {}
+        self.squares = self._averages("square") if guided and config.saliency == "fisher" else {}
+
+    def _averages(self, name: str) -> dict[str, tf.Variable]:
+        return {
+            layer: tf.Variable(tf.zeros(w.layer.kernel.shape), trainable=False, name=f"{name}/{layer}")
+            for layer, w in self.wrappers.items()
         }
 
     def due(self, step: int) -> bool:
         """Whether masks change after `step` optimizer steps."""
-        moving = self.config.method not in ("random", "dense")
+        moving = self.falls or self.config.method not in ("random", "dense")
         return moving and step % self.interval == 0 and 0 < step <= self.last_update
 
     def observe(self, gradients: Mapping[str, tf.Tensor]) -> None:
-        """m ← decay · m + (1 − decay) · gradient; gradients by layer name, not masked."""
+        """m ← decay · m + (1 − decay) · gradient, squares likewise; by layer name, not masked."""
         decay = self.config.score_decay
         for name, score in self.scores.items():
             score.assign(decay * score + (1.0 - decay) * gradients[name])
+        for name, square in self.squares.items():
+            square.assign(decay * square + (1.0 - decay) * tf.square(gradients[name]))
 
     def gate(self, name: str) -> tf.Tensor:
         """1 where the optimizer may move a layer's weights, 0 elsewhere, in the kernel's shape."""
@@ -107,8 +125,8 @@ class Pruner(tf.Module):
         return {name: float((new[name] & ~old[name]).sum() / new[name].sum()) for name in new}
 
     def density_now(self, step: int) -> float:
-        """Density that the method wants after `step` steps: falling for magnitude, else constant."""
-        if not self.config.method.startswith("magnitude") or step >= self.last_update:
+        """Density after the update at `step`, as `--density_schedule` says."""
+        if not self.falls or step >= self.last_update:
             return self.config.density
         return 1.0 - float(self.schedule(step)[1])
 
@@ -123,13 +141,33 @@ class Pruner(tf.Module):
         """Every layer's weights by name."""
         return {name: wrapper.layer.kernel.numpy() for name, wrapper in self.wrappers.items()}
 
+    def saliencies(self) -> dict[str, np.ndarray]:
+        """What every active weight is worth, as `--saliency` says.
+
+        |W| for both kinds of magnitude. |W m| is the loss's first-order change without the weight.
+        fisher is |W| √(mean of squared gradients): half its square estimates the change to second order,
+        by the diagonal of the empirical Fisher information (Theis et al. 2018). The last two stay the
+        same if a layer's weights are scaled and a batch normalisation takes that back.
+        """
+        weights = {name: np.abs(kernel) for name, kernel in self.kernels().items()}
+        if self.config.saliency == "weight_gradient":
+            return {name: weights[name] * np.abs(m.numpy()) for name, m in self.scores.items()}
+        if self.config.saliency == "fisher":
+            return {name: weights[name] * np.sqrt(v.numpy()) for name, v in self.squares.items()}
+        return weights
+
+    def random(self, step: int) -> dict[str, np.ndarray]:
+        """A saliency that says nothing: the same at every run of the update at `step`."""
+        rng = np.random.default_rng([self.config.seed, step])
+        return {name: rng.random(w.layer.kernel.shape, np.float32) for name, w in self.wrappers.items()}
+
 
 class IrregularPruner(Pruner):
     """Units are single weights."""
 
     def __init__(self, model, config, steps_per_epoch):
         super().__init__(model, config, steps_per_epoch)
-        self.output_layer = list(self.wrappers)[-1]
+        self.input_layer, *_, self.output_layer = self.wrappers
         self.budget(config.density)
 
     def budget(self, density: float) -> budgets.Budget:
@@ -143,15 +181,19 @@ class IrregularPruner(Pruner):
             },
             density=density,
             min_layer_density=self.config.min_layer_density,
-            protected={
-                name: shape[-1] if name == self.output_layer else 0 for name, shape in shapes.items()
-            },
+            protected={name: self._protected(name, shape) for name, shape in shapes.items()},
         )
+
+    def _protected(self, name: str, shape: tuple[int, ...]) -> int:
+        """Weights that a layer never loses, whatever its density."""
+        if self.config.dense_ends and name in (self.input_layer, self.output_layer):
+            return math.prod(shape)
+        return shape[-1] if name == self.output_layer else 0
 
     def start(self, seed):
         shapes = {name: tuple(w.layer.kernel.shape) for name, w in self.wrappers.items()}
         first = {name: np.ones(shape, bool) for name, shape in shapes.items()}
-        if not self.config.method.startswith("magnitude"):
+        if not self.starts_dense:
             rng = np.random.default_rng(seed)
             budget = self.budget(self.config.density)
             first = sparsity.initial_masks(shapes, budget, rng, self.output_layer)
@@ -162,15 +204,22 @@ class IrregularPruner(Pruner):
         if self.config.method == "magnitude_uniform":
             return self._revise_by_tfmot(step)
         budget = self.budget(self.density_now(step))
-        if self.config.method == "magnitude":
-            new = sparsity.magnitude_masks(self.kernels(), budget, self.output_layer)
+        if self.config.method == "attention":
+            new = self._guided(budget, self.drop_fraction(step))
+        elif self.config.method == "magnitude":
+            new = sparsity.ranked_masks(self.saliencies(), budget, self.output_layer)
         else:
-            scores = {name: score.numpy() for name, score in self.scores.items()}
-            p = self.drop_fraction(step)
-            new, _ = sparsity.update_masks(
-                self.kernels(), scores, masks(self.model), budget, p, self.output_layer
-            )
+            before = masks(self.model)
+            new = sparsity.ranked_masks(self.random(step), budget, self.output_layer, before)
         assign_masks(self.model, new)
+
+    def _guided(self, budget: budgets.Budget, p: float) -> Masks:
+        scores = {name: score.numpy() for name, score in self.scores.items()}
+        within_layers = self.config.saliency == "layer_magnitude"
+        values = self.kernels() if within_layers else self.saliencies()
+        update = sparsity.update_masks if within_layers else sparsity.update_masks_globally
+        new, _ = update(values, scores, masks(self.model), budget, p, self.output_layer)
+        return new
 
     def _revise_by_tfmot(self, step: int) -> None:
         for wrapper in self.wrappers.values():
@@ -216,7 +265,7 @@ class ChannelPruner(Pruner):
 
     def start(self, seed):
         first = self.channels()
-        if self.config.method != "magnitude":
+        if not self.starts_dense:
             rng = np.random.default_rng(seed)
             first = channels.initial_channels(self.budget(self.config.density), rng)
         self._assign(first)
@@ -227,12 +276,15 @@ class ChannelPruner(Pruner):
 
     def revise(self, step):
         budget = self.budget(self.density_now(step))
-        norms, per_weight = self._norms(self.kernels())
+        if self.config.method == "random":
+            _, values = self._norms(self.random(step))
+            return self._assign(channels.ranked_channels(values, budget, self.channels()))
+        norms, values = self._norms(self.saliencies())
         if self.config.method == "magnitude":
-            return self._assign(channels.magnitude_channels(per_weight, budget))
-        _, saliency = self._norms({name: score.numpy() for name, score in self.scores.items()})
+            return self._assign(channels.ranked_channels(values, budget))
+        _, scores = self._norms({name: score.numpy() for name, score in self.scores.items()})
         p = self.drop_fraction(step)
-        new, _ = channels.update_channels(norms, saliency, self.channels(), budget, p)
+        new, _ = channels.update_channels(norms, values, scores, self.channels(), budget, p)
         self._assign(new)
 
     def _norms(self, kernels: Masks) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -33,10 +33,17 @@ class Masked(PruneLowMagnitude):
         return self.layer.call(inputs)
 
 
-def falling_sparsity(
-    density: float, interval: int, last_update: int
+def sparsity_schedule(
+    kind: str, density: float, interval: int, last_update: int
 ) -> tfmot.sparsity.keras.PruningSchedule:
-    """tfmot's cubic schedule: sparsity from 0 to 1 - `density` at step `last_update`."""
+    """tfmot's schedule of sparsity, updated every `interval` steps up to `last_update`.
+
+    Constant: 1 - `density` at every update. Cubic: from 0 to 1 - `density` at the last.
+    """
+    if kind == "constant":
+        return tfmot.sparsity.keras.ConstantSparsity(
+            1.0 - density, begin_step=0, end_step=last_update, frequency=interval
+        )
     return tfmot.sparsity.keras.PolynomialDecay(
         0.0, 1.0 - density, begin_step=0, end_step=last_update, frequency=interval
     )

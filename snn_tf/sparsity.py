@@ -1,10 +1,11 @@
 """Masks of single weights: from scores and magnitudes to boolean masks with exact counts.
 
-Holds sparse learning (drop by magnitude, regrow by score; Dettmers & Zettlemoyer 2019) and the global
-magnitude cut. Everything is a pure function of NumPy arrays in dicts by layer name; the layers' order
-is that of `Budget.sizes`. A mask has its kernel's shape, True where a weight is active. Equal values
-are taken in the order of their index, equal layers in the network's order, so that the same input
-gives the same masks. Whole channels are in `channels`; wrappers and variables are in `pruning`.
+Holds sparse learning (drop by magnitude, regrow by score; Dettmers & Zettlemoyer 2019), the cut through
+all layers' saliencies, and the two together. Everything is a pure function of NumPy arrays in dicts by
+layer name; the layers' order is that of `Budget.sizes`. A mask has its kernel's shape, True where a
+weight is active. Equal values are taken in the order of their index, equal layers in the network's
+order, so that the same input gives the same masks. Whole channels are in `channels`; wrappers and
+variables are in `pruning`.
 """
 
 import bisect
@@ -14,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from snn_tf.budget import Budget, Churn, Counts, common_counts, plan_update
+from snn_tf.budget import Budget, Churn, Counts, common_counts, plan_update, shared_counts
 from snn_tf.errors import UserError
 
 Masks = dict[str, np.ndarray]
@@ -68,12 +69,13 @@ def update_masks(
 ) -> tuple[Masks, Churn]:
     """Drops the smallest active weights and regrows as much where the scores ask for it.
 
-    A layer loses the share p of its active weights, but no more than it had inactive ones and never
-    falls under its floor; the largest weight into each class stays. What is freed, and what was left of
-    the budget, is shared in proportion to the layers' mean |score| over active weights, and grown at
-    the largest |score| among the weights that were inactive before the drop. If those are used up or
-    too dear for the rest, fewer weights are dropped instead, so that what is left is less than the cost
-    of the cheapest inactive weight (nothing, if weights are counted).
+    If the masks hold more than the budget, one cut through |W| of all layers comes first. Then a layer
+    loses the share p of its active weights, but no more than it had inactive ones and never falls under
+    its floor; the largest weight into each class stays. What is freed, and what was left of the budget,
+    is shared in proportion to the layers' mean |score| over active weights, and grown at the largest
+    |score| among the weights that were inactive before. If those are used up or too dear for the rest,
+    fewer weights are dropped instead, so that what is left is less than the cost of the cheapest
+    inactive weight (nothing, if weights are counted).
 
     Args:
       weights: kernels W.
@@ -88,47 +90,131 @@ def update_masks(
 
     Raises:
       UserError: weights or scores are not finite.
-      ValueError: the masks hold more than the budget.
     """
     _check_finite(weights, "weights")
     _check_finite(scores, "scores")
-    churn = plan_update(_contributions(scores, masks), active_counts(masks), budget, p)
-    updated = {}
+    magnitudes = {name: np.abs(weight) for name, weight in weights.items()}
+    kept = dict(masks)
+    if budget.cost(active_counts(masks)) > budget.target:
+        kept = ranked_masks(magnitudes, budget, output_layer, masks)
+    contributions, room = _contributions(scores, masks), active_counts(_inverse(masks))
+    churn = plan_update(contributions, active_counts(kept), budget, p, room)
     for name in budget.sizes:
-        active, magnitude = masks[name], np.abs(weights[name])
-        droppable = active
+        droppable = kept[name]
         if name == output_layer:
-            droppable = active & ~_largest_per_class(magnitude, active)
-        drop = _smallest(magnitude, droppable, churn.dropped[name])
-        grow = _smallest(-np.abs(scores[name]), ~active, churn.grown[name])
-        updated[name] = (active & ~drop) | grow
-    return updated, churn
+            droppable = droppable & ~_largest_per_class(magnitudes[name], droppable)
+        kept[name] = kept[name] & ~_smallest(magnitudes[name], droppable, churn.dropped[name])
+    return _regrown(kept, scores, magnitudes, masks, budget, churn.grown)
 
 
-def magnitude_masks(weights: Mapping[str, np.ndarray], budget: Budget, output_layer: str) -> Masks:
-    """One cut through the magnitudes of all layers, compared as float32.
+def update_masks_globally(
+    saliency: Mapping[str, np.ndarray],
+    scores: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    budget: Budget,
+    p: float,
+    output_layer: str,
+) -> tuple[Masks, Churn]:
+    """Keeps the active weights of largest saliency over all layers, and regrows where the scores ask.
 
-    Each layer keeps the largest weights of its floor, the output layer the largest into each class.
-    Then the largest of all the others follow, those skipped that cost more than what is left. The
-    total is met exactly if the budget counts weights; otherwise what is left of it is less than the
-    cost of the cheapest inactive weight.
+    One cut leaves the share 1 - p of the budget, or more if so much was not inactive before. What is
+    freed is shared in proportion to what the layers keep, and grown at the largest |score| among the
+    weights that were inactive before: so the ranking alone decides the layers' shares, and the scores
+    decide the places (the magnitude's form with p > 0: Liu et al. 2021, GraNet).
+
+    Args:
+      saliency: of the kernels' shapes, not negative.
+      scores, masks, budget, p, output_layer: as for `update_masks`, and so is what is returned.
 
     Raises:
-      UserError: weights are not finite.
+      UserError: saliencies or scores are not finite.
     """
-    _check_finite(weights, "weights")
-    masks, ranks = {}, {}
+    _check_finite(saliency, "saliencies")
+    _check_finite(scores, "scores")
+    room = active_counts(_inverse(masks))
+    free = budget.target - budget.cost(budget.floors)
+    exchanged = min(int(p * budget.target), budget.cost(room), free)
+    kept = ranked_masks(saliency, budget, output_layer, masks, exchanged)
+    counts = active_counts(kept)
+    shares = {name: Fraction(count * budget.unit_costs[name]) for name, count in counts.items()}
+    grown = shared_counts(shares, room, budget, budget.target - budget.cost(counts))
+    return _regrown(kept, scores, saliency, masks, budget, grown)
+
+
+def _regrown(
+    kept: Mapping[str, np.ndarray],
+    scores: Mapping[str, np.ndarray],
+    saliency: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    budget: Budget,
+    counts: Counts,
+) -> tuple[Masks, Churn]:
+    """`kept` and `counts` weights that `masks` had inactive; then of the dropped ones whatever fits."""
+    new = {
+        name: kept[name] | _smallest(-np.abs(scores[name]), ~masks[name], counts[name])
+        for name in budget.sizes
+    }
+    dropped = {name: masks[name] & ~new[name] for name in new}
+    gap = budget.target - budget.cost(active_counts(new))
+    _take_what_fits(_ranks(saliency, dropped), new, budget, gap)
+    return new, Churn(
+        {name: int(np.count_nonzero(masks[name] & ~mask)) for name, mask in new.items()},
+        {name: int(np.count_nonzero(mask & ~masks[name])) for name, mask in new.items()},
+    )
+
+
+def ranked_masks(
+    saliency: Mapping[str, np.ndarray],
+    budget: Budget,
+    output_layer: str,
+    among: Mapping[str, np.ndarray] | None = None,
+    spare: int = 0,
+) -> Masks:
+    """One cut through the saliencies of all layers, compared as float32.
+
+    Each layer keeps the largest of its floor, the output layer the largest into each class. Then the
+    largest of all the others follow, those skipped that cost more than what is left. The total is met
+    exactly if the budget counts weights; otherwise what is left of it is less than the cost of the
+    cheapest inactive weight.
+
+    Args:
+      saliency: |W| or another value that is not negative, of the kernels' shapes.
+      budget: cost that may be active.
+      output_layer: layer whose last axis is the classes.
+      among: flags the weights that may be active; all if None. They meet the floors.
+      spare: cost left unused, at most the target less the floors.
+
+    Raises:
+      UserError: saliencies are not finite.
+    """
+    _check_finite(saliency, "weights")
+    masks = {}
+    among = among or {name: np.ones(value.shape, bool) for name, value in saliency.items()}
     for name, floor in budget.floors.items():
-        magnitude = np.abs(weights[name]).astype(np.float32)
-        keep = np.zeros(magnitude.shape, bool)
+        value = saliency[name].astype(np.float32)
+        keep = np.zeros(value.shape, bool)
         if name == output_layer:
-            keep = _largest_per_class(magnitude, ~keep)
-        keep |= _smallest(-magnitude, ~keep, floor - int(np.count_nonzero(keep)))
-        # Bit patterns of floats that are not negative have the order of the floats.
-        masks[name], ranks[name] = keep, np.where(keep, np.int32(-1), magnitude.view(np.int32))
-    gap = _take_above_cut(ranks, masks, budget)
+            keep = _largest_per_class(value, among[name])
+        keep |= _smallest(-value, among[name] & ~keep, floor - int(np.count_nonzero(keep)))
+        masks[name] = keep
+    ranks = _ranks(saliency, {name: among[name] & ~mask for name, mask in masks.items()})
+    gap = budget.target - spare - budget.cost(active_counts(masks))
+    gap = _take_above_cut(ranks, masks, budget, gap)
     _take_what_fits(ranks, masks, budget, gap)
     return masks
+
+
+def _ranks(saliency: Mapping[str, np.ndarray], among: Mapping[str, np.ndarray]) -> Masks:
+    """Whole numbers from 0 in the order of the saliencies, -1 outside the flagged ones."""
+    # Bit patterns of floats that are not negative have the order of the floats.
+    return {
+        name: np.where(among[name], value.astype(np.float32).view(np.int32), np.int32(-1))
+        for name, value in saliency.items()
+    }
+
+
+def _inverse(masks: Mapping[str, np.ndarray]) -> Masks:
+    return {name: ~mask for name, mask in masks.items()}
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
@@ -182,13 +268,12 @@ def _largest_per_class(magnitude: np.ndarray, among: np.ndarray) -> np.ndarray:
     return best.reshape(magnitude.shape) & among
 
 
-def _take_above_cut(ranks: Mapping[str, np.ndarray], masks: Masks, budget: Budget) -> int:
+def _take_above_cut(ranks: Mapping[str, np.ndarray], masks: Masks, budget: Budget, gap: int) -> int:
     """Adds the largest ranks to `masks` down to the first that does not fit; returns the cost left.
 
-    Ranks are whole numbers from 0, or -1 where the mask is True. Of those equal to the first that does
-    not fit, as many are added as fit.
+    Ranks are whole numbers from 0, or -1 for what is not to be added. Of those equal to the first that
+    does not fit, as many are added as fit into `gap`.
     """
-    gap = budget.target - budget.cost(active_counts(masks))
 
     def fits(cut: int) -> bool:
         return budget.cost(active_counts({name: rank >= cut for name, rank in ranks.items()})) <= gap
@@ -196,9 +281,9 @@ def _take_above_cut(ranks: Mapping[str, np.ndarray], masks: Masks, budget: Budge
     cut = bisect.bisect_left(range(2**31), True, key=fits)
     for name, rank in ranks.items():
         masks[name] |= rank >= cut
-    gap = budget.target - budget.cost(active_counts(masks))
+        gap -= budget.unit_costs[name] * int(np.count_nonzero(rank >= cut))
     for name, rank in ranks.items():
-        tied = (rank == cut - 1) & ~masks[name]
+        tied = (rank == cut - 1) & (rank >= 0)
         count = min(int(np.count_nonzero(tied)), gap // budget.unit_costs[name])
         masks[name] |= _smallest(rank, tied, count)
         gap -= count * budget.unit_costs[name]
@@ -208,11 +293,11 @@ def _take_above_cut(ranks: Mapping[str, np.ndarray], masks: Masks, budget: Budge
 def _take_what_fits(ranks: Mapping[str, np.ndarray], masks: Masks, budget: Budget, gap: int) -> None:
     """Adds the largest ranks to `masks` one by one, skipping what costs more than is left.
 
-    `gap` is less than the dearest weight's cost, so that few come into question.
+    `gap` is small, so that few come into question.
     """
     candidates: list[tuple[int, str, int]] = []
     for name, rank in ranks.items():
-        inactive = ~masks[name]
+        inactive = (rank >= 0) & ~masks[name]
         count = min(int(np.count_nonzero(inactive)), gap // budget.unit_costs[name])
         best = np.flatnonzero(_smallest(-rank, inactive, count))
         candidates += [(int(rank.flat[i]), name, int(i)) for i in best]

@@ -17,8 +17,8 @@ from snn_tf.channels import (
     channel_norms,
     initial_channels,
     input_mask,
-    magnitude_channels,
     output_mask,
+    ranked_channels,
     slice_sizes,
     update_channels,
 )
@@ -177,7 +177,7 @@ def test_update_drops_small_norms_and_grows_large_scores():
     active = {"g": flags(1, 1, 0, 0), "h": flags(1, 0, 0, 1)}
     norms = {"g": np.array([2.0, 1.0, 9.0, 9.0]), "h": np.array([1.0, 9.0, 9.0, 3.0])}
     scores = {"g": np.array([9.0, 9.0, 1.0, 4.0]), "h": np.array([9.0, 3.0, 2.0, 9.0])}
-    new, churn = update_channels(norms, scores, active, ChannelBudget(CHAIN, 0.4), 0.5)
+    new, churn = update_channels(norms, norms, scores, active, ChannelBudget(CHAIN, 0.4), 0.5)
     # Target 14. One of each is left, cost 6. g's fourth costs 1 + 1, h's second 2 + 4: together 14.
     assert new["g"].tolist() == [True, False, False, True]
     assert new["h"].tolist() == [False, True, False, True]
@@ -188,7 +188,7 @@ def test_update_lets_channels_move_between_groups():
     active = {"g": flags(1, 1, 0, 0), "h": flags(1, 0, 0, 1)}
     norms = {"g": np.ones(4), "h": np.ones(4)}
     scores = {"g": np.array([0.0, 0.0, 8.0, 9.0]), "h": np.array([0.0, 1.0, 2.0, 0.0])}
-    new, churn = update_channels(norms, scores, active, ChannelBudget(CHAIN, 0.4), 0.5)
+    new, churn = update_channels(norms, norms, scores, active, ChannelBudget(CHAIN, 0.4), 0.5)
     # g grows both for 2 each, cost 10; one of h would cost 3 + 4. g's own dropped channel fits: 12.
     assert new["g"].tolist() == [True, True, True, True]
     assert new["h"].tolist() == [False, False, False, True]
@@ -198,7 +198,7 @@ def test_update_lets_channels_move_between_groups():
 def test_update_keeps_one_channel_in_each_group():
     active = {"g": flags(0, 1, 0, 0), "h": flags(0, 0, 1, 0)}
     new, churn = update_channels(
-        *({g: np.zeros(4) for g in "gh"} for _ in range(2)), active, ChannelBudget(CHAIN, 6 / 36), 1.0
+        *({g: np.zeros(4) for g in "gh"} for _ in range(3)), active, ChannelBudget(CHAIN, 6 / 36), 1.0
     )
     assert same(new, active)
     assert churn == Churn(dropped={"g": 0, "h": 0}, grown={"g": 0, "h": 0})
@@ -247,7 +247,7 @@ def oracle_update(norms, scores, active, budget, p):
 def test_update_equals_the_oracle_and_meets_the_budget(state, p):
     norms, scores, active, budget = state
     before = {group: channels.copy() for group, channels in active.items()}
-    new, churn = update_channels(norms, scores, active, budget, p)
+    new, churn = update_channels(norms, norms, scores, active, budget, p)
     assert as_units(new) == oracle_update(norms, scores, active, budget, p)
     assert_meets(new, budget)
     assert same(active, before)
@@ -261,7 +261,9 @@ def test_update_equals_the_oracle_and_meets_the_budget(state, p):
 def test_update_at_density_one_changes_nothing(state, p):
     norms, scores, _, budget = state
     dense = {group: np.ones(size, bool) for group, size in budget.sizes.items()}
-    new, churn = update_channels(norms, scores, dense, dataclasses.replace(budget, density=1.0), p)
+    new, churn = update_channels(
+        norms, norms, scores, dense, dataclasses.replace(budget, density=1.0), p
+    )
     assert same(new, dense)
     assert not any(churn.dropped.values()) and not any(churn.grown.values())
 
@@ -271,7 +273,7 @@ def test_update_at_density_one_changes_nothing(state, p):
 
 def test_magnitude_keeps_the_best_of_each_group_then_what_fits():
     values = {"g": np.array([1.0, 7.0, 6.0, 7.0]), "h": np.array([0.1, 0.4, 0.3, 0.2])}
-    active = magnitude_channels(values, ChannelBudget(CHAIN, 0.31))
+    active = ranked_channels(values, ChannelBudget(CHAIN, 0.31))
     # Target 11, the best of each cost 6; g's fourth and third cost 1 + 1 each, then nothing fits in 1.
     assert active["g"].tolist() == [False, True, True, True]
     assert active["h"].tolist() == [False, True, False, False]
@@ -281,7 +283,7 @@ def test_magnitude_keeps_the_best_of_each_group_then_what_fits():
 @given(training_states())
 def test_magnitude_equals_the_oracle_and_meets_the_budget(state):
     values, _, _, budget = state
-    active = magnitude_channels(values, budget)
+    active = ranked_channels(values, budget)
     best = {(group, int(np.argmax(values[group]))) for group in budget.sizes}
     everything = {(group, c) for group, size in budget.sizes.items() for c in range(size)}
     assert as_units(active) == oracle_grow(best, everything, values, budget)

@@ -69,7 +69,9 @@ def without_contradictions(chosen: dict) -> Config:
     end, start = sorted((chosen["drop_fraction"], chosen["drop_fraction_end"]))
     agreeing = {"drop_fraction": start, "drop_fraction_end": end}
     if chosen["method"] == "magnitude_uniform":
-        agreeing |= {"structure": "irregular", "budget": "weights"}
+        agreeing |= {"structure": "irregular", "budget": "weights", "dense_ends": False}
+    elif chosen["structure"] == "channel":
+        agreeing |= {"dense_ends": False}
     if chosen["lif"] == "native" and chosen["jit_compile"] == "true":
         agreeing |= {"jit_compile": "auto"}
     return Config(**(chosen | agreeing))
@@ -172,12 +174,22 @@ def test_config_drop_fraction_that_would_rise_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "needed"), [("structure", "channel", "irregular"), ("budget", "macs", "weights")]
+    ("flag", "value", "needed"),
+    [
+        ("structure", "channel", "irregular"),
+        ("budget", "macs", "weights"),
+        ("dense_ends", True, False),
+    ],
 )
 def test_config_stock_pruning_with_what_it_cannot_do_is_refused(flag, value, needed):
     with pytest.raises(UsageError) as caught:
         Config(method="magnitude_uniform", **{flag: value})
     assert str(caught.value) == f"--{flag}={value}: must be {needed} with --method=magnitude_uniform"
+
+
+def test_config_dense_ends_of_channels_are_refused():
+    with pytest.raises(UsageError, match=r"^--dense_ends=True: must be False with --structure=channel$"):
+        Config(dense_ends=True, structure="channel")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tests of `snn_tf.pruning`: wrappers and files, and masks over real training steps."""
 
 import functools
+import itertools
 import math
 import re
 from fractions import Fraction
@@ -285,6 +286,8 @@ def test_checkpoint_holds_weights_masks_scores_and_slots(tmp_path, structure):
         ({"method": "magnitude", "mask_update": 16}, [16]),
         ({"method": "magnitude_uniform"}, [4, 8, 12]),
         ({"method": "random"}, []),
+        ({"method": "random", "density_schedule": "cubic"}, [4, 8, 12]),
+        ({"density_schedule": "cubic", "mask_update": 16}, [16]),
     ],
 )
 def test_masks_are_due_at_every_interval_until_the_last_update(settings, steps):
@@ -785,7 +788,7 @@ def test_channel_update_weighs_scores_by_their_root_mean_square(monkeypatch):
         score.assign(rng.standard_normal(score.shape))
     active = pruner.channels()
 
-    def update(norms, scores, channels, budget, p):
+    def update(norms, values, scores, channels, budget, p):
         handed.extend([norms, scores, channels, p])
         return channels, None
 
@@ -808,11 +811,173 @@ def test_channel_update_weighs_scores_by_their_root_mean_square(monkeypatch):
 def test_channel_magnitude_weighs_weights_by_their_root_mean_square(monkeypatch):
     pruner, handed = student(config_of(structure="channel", method="magnitude")), {}
 
-    def magnitude(values, budget):
+    def ranked(values, budget):
         handed.update(values)
         return pruner.channels()
 
-    monkeypatch.setattr(pruners.channels, "magnitude_channels", magnitude)
+    monkeypatch.setattr(pruners.channels, "ranked_channels", ranked)
     pruner.revise(4)
     for group, expected in root_mean_square(kernels(pruner.model), pruner.channels()).items():
         np.testing.assert_allclose(handed[group], expected, rtol=1e-5)
+
+
+# --- density schedule, saliency, dense ends
+
+
+FALLING = [
+    {"method": "attention"},
+    {"method": "attention", "saliency": "magnitude"},
+    {"method": "attention", "saliency": "weight_gradient"},
+    {"method": "attention", "saliency": "fisher"},
+    {"method": "random"},
+]
+
+
+@pytest.mark.parametrize("settings", FALLING, ids=lambda settings: "-".join(settings.values()))
+def test_cubic_count_is_exact_after_every_update(settings):
+    pruner = student(config_of(density=0.1, density_schedule="cubic", mask_update=2, **settings))
+    assert active(pruner) == SIZES
+    before, grown = active(pruner), 0.0
+    for step, churn in updates(pruner, adam()):
+        wanted = (0.1 + 0.9 * (1 - step / 12) ** 3) * sum(SIZES.values())
+        # tfmot's schedule is float32.
+        assert sum(active(pruner).values()) == pytest.approx(wanted, abs=0.51)
+        assert sum(active(pruner).values()) < sum(before.values())
+        before, grown = active(pruner), grown + sum(churn.values())
+    assert sum(before.values()) == round(0.1 * sum(SIZES.values()))
+    assert (grown > 0) == (settings["method"] == "attention")
+
+
+@pytest.mark.parametrize("settings", FALLING, ids=lambda settings: "-".join(settings.values()))
+@pytest.mark.parametrize("budget", ["weights", "macs"])
+def test_cubic_channels_follow_the_schedule(settings, budget):
+    config = config_of(structure="channel", density_schedule="cubic", budget=budget, **settings)
+    pruner = student(config)
+    costs_of = dict.fromkeys(LAYERS, 1) if budget == "weights" else POSITIONS
+    sizes = {"conv1": 8, "conv2": 16, "conv3": 16}
+    assert channel_counts(pruner) == sizes
+    full = channel_cost(sizes, costs_of)
+    for step, _ in updates(pruner, sgd()):
+        target = (0.3 + 0.7 * (1 - step / 12) ** 3) * full + 0.51
+        counts = channel_counts(pruner)
+        more = [counts | {group: counts[group] + 1} for group in sizes if counts[group] < sizes[group]]
+        assert channel_cost(counts, costs_of) <= target
+        # What random drops never comes back, so that less may be left than would fit.
+        assert config.method == "random" or target < 1 + min(channel_cost(m, costs_of) for m in more)
+
+
+def test_cubic_macs_leave_less_than_the_cheapest_weight_at_the_end():
+    pruner = student(config_of(budget="macs", density_schedule="cubic", saliency="fisher"))
+    for _ in updates(pruner, adam()):
+        pass
+    counts = active(pruner)
+    full = sum(SIZES[name] * POSITIONS[name] for name in LAYERS)
+    gap = math.floor(Fraction("0.3") * full) - sum(counts[name] * POSITIONS[name] for name in LAYERS)
+    assert 0 <= gap < min(POSITIONS[name] for name in LAYERS if counts[name] < SIZES[name])
+
+
+@pytest.mark.parametrize("structure", ["irregular", "channel"])
+def test_cubic_start_is_dense_and_initialised_as_such(structure):
+    config = config_of(density_schedule="cubic", structure=structure)
+    pruner = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH)
+    assert set(pruner.start(0).values()) == {1.0}
+    assert active(pruner) == SIZES
+
+
+@pytest.mark.parametrize("structure", ["irregular", "channel"])
+def test_random_masks_that_fall_are_nested_and_repeat(structure):
+    config = config_of(method="random", density_schedule="cubic", structure=structure)
+    found = []
+    for _ in range(2):
+        pruner, seen = student(config), []
+        for _ in updates(pruner, sgd()):
+            seen.append(pruning.masks(pruner.model))
+        found.append(seen)
+        for wide, narrow in itertools.pairwise(seen):
+            assert not any((narrow[name] & ~wide[name]).any() for name in narrow)
+        assert not same(seen[0], seen[-1])
+    assert all(map(same, *found))
+
+
+def test_constant_magnitude_has_its_density_from_the_first_update():
+    pruner = student(config_of(method="magnitude", density_schedule="constant"))
+    assert active(pruner) == SIZES
+    for _ in updates(pruner, sgd()):
+        assert sum(active(pruner).values()) == round(0.3 * sum(SIZES.values()))
+
+
+def test_constant_magnitude_uniform_is_stock_tfmot():
+    config = config_of(method="magnitude_uniform", density_schedule="constant")
+    pruner, optimizer = student(config), sgd()
+    train_until(pruner, optimizer, 4)
+    weights = kernels(pruner.model)
+    pruner.update(4, optimizer)
+    schedule = tfmot.sparsity.keras.ConstantSparsity(0.7, begin_step=4, frequency=4)
+    for name, mask in pruning.masks(pruner.model).items():
+        np.testing.assert_array_equal(mask, stock_mask(weights[name], schedule, 4))
+
+
+def test_squares_are_the_moving_average_of_squared_raw_gradients():
+    pruner = student(config_of(score_decay=0.75, saliency="fisher"))
+    rng = np.random.default_rng(0)
+    expected = dict.fromkeys(LAYERS, 0.0)
+    for _ in range(3):
+        gradients = {
+            n: rng.standard_normal(k.shape).astype("f4") for n, k in kernels(pruner.model).items()
+        }
+        pruner.observe({name: tf.constant(gradient) for name, gradient in gradients.items()})
+        expected = {name: 0.75 * expected[name] + 0.25 * gradients[name] ** 2 for name in LAYERS}
+    for name, value in pruner.saliencies().items():
+        wanted = np.abs(kernels(pruner.model)[name]) * np.sqrt(expected[name])
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    assert student(config_of()).squares == {}
+
+
+def test_saliencies_are_what_their_names_say():
+    for saliency in ("layer_magnitude", "magnitude", "weight_gradient"):
+        pruner = student(config_of(saliency=saliency))
+        train_until(pruner, sgd(), 3)
+        for name, value in pruner.saliencies().items():
+            factor = pruner.scores[name].numpy() if saliency == "weight_gradient" else 1.0
+            np.testing.assert_allclose(value, np.abs(kernels(pruner.model)[name] * factor), rtol=1e-6)
+
+
+def test_cubic_cut_keeps_what_is_most_salient_over_all_layers():
+    """From dense nothing can grow yet, so the first update is the cut alone."""
+    for saliency in ("layer_magnitude", "magnitude", "weight_gradient", "fisher"):
+        config = config_of(density_schedule="cubic", saliency=saliency, mask_update_end=0.25)
+        pruner, optimizer = student(config), adam()
+        train_until(pruner, optimizer, 4)
+        values = pruner.saliencies()
+        pruner.update(4, optimizer)
+        masks = pruning.masks(pruner.model)
+        masks["logits"][values["logits"].argmax(axis=0), range(CLASSES)] = False
+        kept = min(values[name][mask].min(initial=np.inf) for name, mask in masks.items())
+        new = pruning.masks(pruner.model)
+        assert kept >= max(values[name][~mask].max(initial=0) for name, mask in new.items())
+        assert sum(active(pruner).values()) == round(0.3 * sum(SIZES.values()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"density_schedule": "cubic", "saliency": "fisher"},
+        {"method": "magnitude"},
+        {"method": "random"},
+        {"budget": "macs"},
+    ],
+)
+def test_dense_ends_stay_dense_and_count(settings):
+    pruner = student(config_of(dense_ends=True, **settings))
+    for _ in updates(pruner, sgd()):
+        assert active(pruner)["conv1"] == SIZES["conv1"]
+        assert active(pruner)["logits"] == SIZES["logits"]
+    if settings.get("budget") != "macs":
+        assert sum(active(pruner).values()) == round(0.3 * sum(SIZES.values()))
+    assert all(active(pruner)[name] < SIZES[name] for name in ("conv2", "conv3"))
+
+
+def test_dense_ends_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match=r"^--density=0.03: must be at least .* stay dense need$"):
+        pruners.make_pruner(plain(), config_of(density=0.03, dense_ends=True), STEPS_PER_EPOCH)

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snn_tf.budget import Budget
+from snn_tf.budget import Budget, Churn, shared_counts
 from snn_tf.errors import UserError
 from snn_tf.sparsity import (
     active_counts,
     drop_fraction,
     initial_masks,
-    magnitude_masks,
+    ranked_masks,
     update_masks,
+    update_masks_globally,
 )
 
 UNTIMED = settings(deadline=None, max_examples=100)
@@ -79,6 +80,10 @@ def assert_meets(masks, budget):
     assert gap < min(inactive, default=1)
     assert all(counts[name] >= floor for name, floor in budget.floors.items())
     assert masks["out"].reshape(-1, masks["out"].shape[-1]).any(axis=0).all()
+
+
+def magnitudes(weights):
+    return {name: abs(weight) for name, weight in weights.items()}
 
 
 def same(first, second):
@@ -288,77 +293,162 @@ def test_update_refuses_what_is_not_finite(broken, value):
         update_masks(arrays["weights"], arrays["scores"], masks, budget, 0.5, "out")
 
 
-# Magnitude
+@st.composite
+def falling_states(draw):
+    """A training state whose masks hold anything from its budget to everything."""
+    weights, scores, masks, budget = draw(training_states())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    share = draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    masks = {name: mask | (rng.random(mask.shape) < share) for name, mask in masks.items()}
+    return weights, scores, masks, budget
 
 
-def test_magnitude_cut_is_global_but_keeps_the_floors():
+def update_globally(weights, scores, masks, budget, p, output_layer):
+    return update_masks_globally(magnitudes(weights), scores, masks, budget, p, output_layer)
+
+
+@pytest.mark.parametrize("update", [update_masks, update_globally])
+@UNTIMED
+@given(falling_states(), FRACTIONS)
+def test_update_meets_a_budget_that_has_fallen(update, state, p):
+    weights, scores, masks, budget = state
+    before = {name: mask.copy() for name, mask in masks.items()}
+    new, churn = update(weights, scores, masks, budget, p, "out")
+    assert_meets(new, budget)
+    assert same(masks, before)
+    for name in budget.sizes:
+        assert churn.dropped[name] == np.count_nonzero(before[name] & ~new[name])
+        assert churn.grown[name] == np.count_nonzero(new[name] & ~before[name])
+
+
+@UNTIMED
+@given(falling_states(), FRACTIONS)
+def test_global_update_equals_the_oracle(state, p):
+    """The cut by a walk over all weights; grown, per layer, the largest scores among the inactive."""
+    weights, scores, masks, budget = state
+    new, _ = update_globally(weights, scores, masks, budget, p, "out")
+    room = {name: np.count_nonzero(~mask) for name, mask in masks.items()}
+    free = budget.target - budget.cost(budget.floors)
+    exchanged = min(math.floor(p * budget.target), budget.cost(room), free)
+    kept = oracle_ranking(weights, budget, masks, exchanged)
+    counts = active_counts(kept)
+    shares = {name: Fraction(budget.unit_costs[name] * count) for name, count in counts.items()}
+    grown = shared_counts(shares, room, budget, budget.target - budget.cost(counts))
+    for name, mask in masks.items():
+        flat = abs(scores[name]).ravel()
+        order = sorted(np.flatnonzero(~mask), key=lambda i, flat=flat: (-flat[i], i))
+        assert set(np.flatnonzero(new[name] & ~mask)) == set(order[: grown[name]])
+        assert not (kept[name] & ~new[name]).any()
+        if set(budget.unit_costs.values()) == {1}:
+            assert np.array_equal(new[name] & mask, kept[name])
+
+
+def test_global_update_lets_the_ranking_decide_the_shares():
+    weights = {
+        "a": np.array([[9.0, 8.0, 7.0, 6.0, 0.0, 0.0, 0.0, 0.0]]),
+        "b": np.array([[1.0, 2.0, 3.0, 5.0, 0.0, 0.0, 0.0, 0.0]]),
+        "out": np.array([[9.0], [0.0]]),
+    }
+    scores = {
+        "a": np.array([[0.0, 0.0, 0.0, 0.0, 0.1, 0.4, 0.2, 0.3]]),
+        "b": np.array([[0.0, 0.0, 0.0, 0.0, 9.0, 9.0, 8.0, 9.0]]),
+        "out": np.array([[1.0], [1.0]]),
+    }
+    masks = {name: weight > 0 for name, weight in weights.items()}
+    budget = make_budget({"a": (1, 8), "b": (1, 8), "out": (2, 1)}, 0.5, classes=1)
+    new, churn = update_masks_globally(weights, scores, masks, budget, 0.25, "out")
+    # Target 9, of which 2 are exchanged: 1, 2 go; a keeps 4, b 2, out 1: shares of 8/7, 4/7 and 2/7.
+    assert new["a"].astype(int).tolist() == [[1, 1, 1, 1, 0, 1, 0, 0]]
+    assert new["b"].astype(int).tolist() == [[0, 0, 1, 1, 1, 0, 0, 0]]
+    assert churn == Churn({"a": 0, "b": 2, "out": 0}, {"a": 1, "b": 1, "out": 0})
+
+
+def test_update_of_a_dense_network_only_cuts():
+    """Nothing was inactive, so nothing can grow: what is left is the largest of all layers."""
+    rng = np.random.default_rng(3)
+    weights = {"a": rng.normal(size=(4, 5)), "out": rng.normal(size=(6, 2))}
+    scores = {name: rng.normal(size=weight.shape) for name, weight in weights.items()}
+    dense = {name: np.ones(weight.shape, bool) for name, weight in weights.items()}
+    budget = make_budget({"a": (4, 5), "out": (6, 2)}, 0.25, classes=2)
+    for update in (update_masks, update_globally):
+        new, churn = update(weights, scores, dense, budget, 0.5, "out")
+        assert same(new, oracle_ranking(weights, budget))
+        assert sum(churn.grown.values()) == 0 and sum(churn.dropped.values()) == 24
+
+
+# Ranking
+
+
+def test_ranking_cut_is_global_but_keeps_the_floors():
     weights = {
         "a": np.array([9.0, -8.0, 7.0, 6.0]),
         "b": np.array([0.1, -0.2, 0.3, 0.1]),
         "out": np.array([[5.0, 0.0], [-6.5, 0.2]]),
     }
     budget = make_budget({"a": (4,), "b": (4,), "out": (2, 2)}, 0.5, classes=2)
-    masks = magnitude_masks(weights, budget, "out")
+    masks = ranked_masks(magnitudes(weights), budget, "out")
     assert masks["a"].astype(int).tolist() == [1, 1, 1, 0]
     assert masks["b"].astype(int).tolist() == [0, 0, 1, 0]
     assert masks["out"].astype(int).tolist() == [[0, 0], [1, 1]]
 
 
-def test_magnitude_with_macs_skips_what_is_too_dear():
+def test_ranking_with_macs_skips_what_is_too_dear():
     weights = {"a": np.array([1.0, 9.0, 8.0]), "out": np.array([[7.0], [6.0], [5.0], [4.0]])}
     budget = make_budget({"a": (3,), "out": (4, 1)}, 0.5, {"a": 5, "out": 1}, classes=1)
     # Target 9: 9 (5) and 7 (1) by the floors; 8 costs 5 of the 3 left, so 6, 5 and 4.
-    masks = magnitude_masks(weights, budget, "out")
+    masks = ranked_masks(magnitudes(weights), budget, "out")
     assert masks["a"].astype(int).tolist() == [0, 1, 0]
     assert masks["out"].astype(int).ravel().tolist() == [1, 1, 1, 1]
 
 
-def test_magnitude_with_macs_spends_the_rest_by_magnitude():
+def test_ranking_with_macs_spends_the_rest_by_magnitude():
     weights = {"a": np.array([9.0, 8.0]), "b": np.array([6.0, 2.0]), "out": np.array([[7.0], [3.0]])}
     costs = {"a": 5, "b": 3, "out": 2}
     budget = make_budget({"a": (2,), "b": (2,), "out": (2, 1)}, 0.7, costs, classes=1)
     # Target 14, the floors cost 10: of the 4 left, 8 would cost 5, 3 costs 2, then 2 would cost 3.
-    masks = magnitude_masks(weights, budget, "out")
+    masks = ranked_masks(magnitudes(weights), budget, "out")
     assert active_counts(masks) == {"a": 1, "b": 1, "out": 2}
 
 
-def oracle_magnitude(weights, budget):
-    """Floors, then one walk over all weights by magnitude, layer and index."""
-    flat = {n: [abs(float(w)) for w in weights[n].ravel()] for n in budget.sizes}
+def oracle_ranking(saliency, budget, among=None, spare=0):
+    """Floors, then one walk over all weights by saliency, layer and index."""
+    flat = {n: [abs(float(w)) for w in saliency[n].ravel()] for n in budget.sizes}
+    free = {n: [among is None or bool(among[n].flat[i]) for i in range(len(flat[n]))] for n in flat}
     on = {}
     for n, values in flat.items():
-        order = sorted(range(len(values)), key=lambda i, values=values: -values[i])
-        classes = weights[n].shape[-1]
+        order = [i for i in range(len(values)) if free[n][i]]
+        order.sort(key=lambda i, values=values: -values[i])
+        classes = saliency[n].shape[-1]
         best = {next(i for i in order if i % classes == c) for c in range(classes if n == "out" else 0)}
         others = [i for i in order if i not in best]
         on[n] = best | set(others[: budget.floors[n] - len(best)])
-    gap = budget.target - sum(len(on[n]) * budget.unit_costs[n] for n in on)
-    walk = [(n, i) for n in flat for i in range(len(flat[n])) if i not in on[n]]
+    gap = budget.target - spare - sum(len(on[n]) * budget.unit_costs[n] for n in on)
+    walk = [(n, i) for n in flat for i in range(len(flat[n])) if free[n][i] and i not in on[n]]
     for n, i in sorted(walk, key=lambda unit: -flat[unit[0]][unit[1]]):
         if budget.unit_costs[n] <= gap:
             on[n].add(i)
             gap -= budget.unit_costs[n]
-    return {n: np.isin(np.arange(budget.sizes[n]), list(on[n])).reshape(weights[n].shape) for n in on}
+    return {n: np.isin(np.arange(budget.sizes[n]), list(on[n])).reshape(saliency[n].shape) for n in on}
 
 
 @UNTIMED
 @given(training_states())
-def test_magnitude_equals_the_oracle(state):
+def test_ranking_equals_the_oracle(state):
     weights, _, _, budget = state
-    masks = magnitude_masks(weights, budget, "out")
-    assert same(masks, oracle_magnitude(weights, budget))
+    masks = ranked_masks(magnitudes(weights), budget, "out")
+    assert same(masks, oracle_ranking(weights, budget))
     assert_meets(masks, budget)
 
 
-def test_magnitude_is_exact_for_a_hundred_thousand_equal_weights():
+def test_ranking_is_exact_for_a_hundred_thousand_equal_weights():
     weights = {"a": np.zeros((300, 300), np.float32), "out": np.zeros((1000, 10), np.float32)}
     shapes = {name: array.shape for name, array in weights.items()}
-    masks = magnitude_masks(weights, make_budget(shapes, 0.1, classes=10), "out")
+    masks = ranked_masks(magnitudes(weights), make_budget(shapes, 0.1, classes=10), "out")
     assert active_counts(masks) == {"a": 9990, "out": 10}
 
 
-def test_magnitude_refuses_what_is_not_finite():
+def test_ranking_refuses_what_is_not_finite():
     weights = {"a": np.ones(4), "out": np.array([[np.nan], [1.0]])}
     budget = make_budget({"a": (4,), "out": (2, 1)}, 0.67, classes=1)
     with pytest.raises(UserError, match=r"^layer out: weights are not finite"):
-        magnitude_masks(weights, budget, "out")
+        ranked_masks(magnitudes(weights), budget, "out")
