@@ -211,7 +211,7 @@ class Config:
     distillation: float = _setting(
         0.9, "Weight alpha of L_KD; L_CE has 1 - alpha.", "Compression", (COMPRESS,), low=0, high=1)
     temperature: float = _setting(
-        4.0, "Temperature rho of L_KD.", "Compression", (COMPRESS,), low=0, low_open=True)
+        4.0, "Temperature rho of L_KD.", "Compression", (COMPRESS, TRAIN_SNN), low=0, low_open=True)
     attention: float = _setting(
         1000.0, "Weight beta of the attention term, beta/2 * L_AT.", "Compression", (COMPRESS,),
         low=0)
@@ -242,6 +242,12 @@ class Config:
         0.3, "gamma: height of the surrogate.", "SNN", (CONVERT, TRAIN_SNN), low=0, low_open=True)
     train_leak: bool = _setting(True, "Whether the leaks are trained.", "SNN", (TRAIN_SNN,))
     train_v_th: bool = _setting(True, "Whether the thresholds v_th are trained.", "SNN", (TRAIN_SNN,))
+
+    snn_distill: float = _setting(
+        0.0, "Weight of L_KD, the compressed ANN being the teacher; L_CE has the rest.", "SNN",
+        (TRAIN_SNN,), low=0, high=1)
+    spike_penalty: float = _setting(
+        0.0, "Weight of the spikes per neuron in the loss.", "SNN", (TRAIN_SNN,), low=0)
 
     precision: str = _setting(
         "auto", "Type of convolutions and products; membranes, loss and optimizer stay float32. auto: "

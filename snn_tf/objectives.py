@@ -1,5 +1,6 @@
-"""What a stage minimises: cross entropy, or the attention-guided sum of three terms."""
+"""What a stage minimises: cross entropy, the attention-guided sum of three terms, or the SNN's."""
 
+import math
 from typing import Protocol
 
 import tensorflow as tf
@@ -8,6 +9,7 @@ import tf_keras as keras
 from snn_tf.attention import attention_loss, attention_map, distillation_loss
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
+from snn_tf.graph import Graph, is_neuron
 from snn_tf.models import attended
 from snn_tf.pruners import Pruner
 
@@ -91,6 +93,43 @@ class AttentionGuided:
             name: (tf.reshape(our, shape), tf.reshape(their, shape))
             for name, our, their, shape in zip(self.names, ours, theirs, shapes, strict=True)
         }
+
+
+class SpikeTraining:
+    """L = (1 − α) · L_CE + α · L_KD + w · spikes per neuron, the SNN against its compressed ANN.
+
+    α is `--snn_distill`, w `--spike_penalty`; spikes per neuron are those of an image over all T steps,
+    the mean over batch and neurons, and get their gradient through the surrogate.
+
+    Args:
+      model: the SNN.
+      teacher: the compressed ANN; None if α is 0.
+      config: α, w, temperature and label smoothing.
+    """
+
+    def __init__(self, model: keras.Model, teacher: keras.Model | None, config: Config):
+        self.config = config
+        self.teacher = teacher
+        self._model = _with_activations(model, list(Graph.of(model).select(is_neuron)))
+
+    def __call__(self, images, labels):
+        alpha = self.config.snn_distill
+        logits, *spikes = self._model(images, training=True)
+        hard = cross_entropy(logits, labels, self.config.label_smoothing)
+        terms = {"cross_entropy": (1.0 - alpha) * hard}
+        if self.teacher:
+            goal = tf.stop_gradient(self.teacher(images, training=False))
+            terms["distillation"] = alpha * distillation_loss(logits, goal, self.config.temperature)
+        if self.config.spike_penalty:
+            terms["spikes"] = self.config.spike_penalty * _spikes_per_neuron(spikes, tf.shape(images)[0])
+        return terms, logits
+
+
+def _spikes_per_neuron(spikes: list[tf.Tensor], batch: tf.Tensor) -> tf.Tensor:
+    """Mean over images and neurons of the spikes in all T steps; spikes are [T·B, ...] by layer."""
+    neurons = sum(math.prod(train.shape[1:]) for train in spikes)
+    total = tf.add_n([tf.reduce_sum(tf.cast(train, tf.float32)) for train in spikes])
+    return total / (tf.cast(batch, tf.float32) * neurons)
 
 
 def _with_activations(model: keras.Model, names: list[str]) -> keras.Model:

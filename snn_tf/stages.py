@@ -19,6 +19,7 @@ from snn_tf import (
     evaluation,
     execution,
     export,
+    health,
     models,
     pruners,
     pruning,
@@ -30,7 +31,7 @@ from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.graph import Graph, is_neuron
 from snn_tf.layers import use_implementation
-from snn_tf.objectives import AttentionGuided, CrossEntropy
+from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
 from snn_tf.runs import UPSTREAM, StageFolder, replacing, replacing_folder
 from snn_tf.update import Recipe
 
@@ -137,7 +138,8 @@ def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     model = pruning.wrap(converted.model, pruning.masks(compressed))
     use_implementation(model, config.lif)
     result = evaluation.Evaluator(model, config.batch_size).evaluate(source.validation)
-    _warn_of_silence(result, folder)
+    for warning in health.firing(result.spike_rates()).values():
+        print(f"{folder.stage}: warning: {warning}")
     folder.save_model(model)
     return {"validation_accuracy": result.accuracy, "scales": converted.scales} | _neurons(model, result)
 
@@ -145,11 +147,13 @@ def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The SNN, trained: weights, thresholds and leaks together; masks stay."""
     model = _model_of(config, configs.CONVERT)
+    teacher = _model_of(config, configs.COMPRESS) if config.snn_distill else None
     before = pruning.masks(model)
     recipe = Recipe(
         config.snn_optimizer, config.snn_learning_rate, config.snn_weight_decay, config.snn_epochs
     )
-    trainer = training.Trainer(config, recipe, model, CrossEntropy(model, config), source, folder)
+    objective = SpikeTraining(model, teacher, config)
+    trainer = training.Trainer(config, recipe, model, objective, source, folder)
     result = trainer.run()
     _check_masks(model, folder)
     if any((before[name] != mask).any() for name, mask in pruning.masks(model).items()):
@@ -291,14 +295,6 @@ def _neurons(model: keras.Model, result: evaluation.Evaluation) -> Facts:
 def _check_masks(model: keras.Model, folder: StageFolder) -> None:
     if stray := pruning.stray_weights(model):
         raise UserError(f"{folder.stage}: weights outside their mask are not zero: {stray}")
-
-
-def _warn_of_silence(result: evaluation.Evaluation, folder: StageFolder) -> None:
-    for name, rate in result.spike_rates().items():
-        if rate in (0.0, 1.0):
-            habit = "never fires" if rate == 0.0 else "fires at every step"
-            remedy = "lower" if rate == 0.0 else "raise"
-            print(f"{folder.stage}: warning: layer {name} {habit}; {remedy} --v_th_scale")
 
 
 def _say_results(config: Config) -> None:

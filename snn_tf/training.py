@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tqdm import tqdm
 
-from snn_tf import data
+from snn_tf import data, health
 from snn_tf.config import Config
 from snn_tf.errors import UserError, first_line
 from snn_tf.evaluation import Evaluation, Evaluator
@@ -66,6 +66,7 @@ class Trainer:
         self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="seconds")
         self.evaluator = Evaluator(model, config.batch_size)
         self.board = TensorBoard(folder.tensorboard)
+        self.watch = health.Watch(folder.stage)
         self.manager = tf.train.CheckpointManager(
             tf.train.Checkpoint(
                 model=model,
@@ -149,7 +150,7 @@ class Trainer:
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
         validates = step % (self.steps_per_epoch * self.config.validate_every) == 0
         if validates or step == self.total_steps:
-            self._validate(step, batch)
+            self._validate(step, batch, progress)
         self._count_time()
         if step % self._checkpoint_interval() == 0 or step == self.total_steps:
             self._save(step)
@@ -175,6 +176,7 @@ class Trainer:
 
     def _log(self, step: int, values: dict[str, float], progress: tqdm) -> None:
         self._check_finite()
+        self.watch.saw(values["loss"])
         progress.set_postfix(
             loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}", refresh=False
         )
@@ -190,8 +192,11 @@ class Trainer:
             },
         )
 
-    def _validate(self, step: int, batch: Batch) -> None:
-        self.board.state(step, self.model, self.evaluator.evaluate(self.source.validation))
+    def _validate(self, step: int, batch: Batch, progress: tqdm) -> None:
+        evaluation = self.evaluator.evaluate(self.source.validation)
+        self.board.state(step, self.model, evaluation)
+        for warning in self.watch.end_epoch(evaluation.spike_rates()):
+            progress.write(warning)
         if isinstance(self.objective, AttentionGuided):
             self.board.attention_maps(step, self.shown, self.objective.maps(self.shown))
             self.board.scalars(step, self._gradient_shares(*batch))

@@ -13,7 +13,7 @@ LEVELS = {
         (
             ("errors",),
             ("config", "budget"),
-            ("convolution", "native", "surrogate", "attention", "sparsity", "channels", "costs"),
+            ("convolution", "health", "native", "surrogate", "attention", "sparsity", "channels", "costs"),
             ("neuron", "splits", "tiny_imagenet"),
             ("layers", "runs", "image_folder", "tfds_source", "batches"),
             ("execution", "graph", "data"),
@@ -30,7 +30,7 @@ LEVELS = {
     )
     for name in names
 }
-WITHOUT_TENSORFLOW = ("budget", "costs", "sparsity", "channels", "config", "report", "errors")
+WITHOUT_TENSORFLOW = ("budget", "costs", "sparsity", "channels", "config", "report", "health", "errors")
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 
 

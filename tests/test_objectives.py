@@ -13,7 +13,7 @@ from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError
 from snn_tf.layers import dropout_seed
-from snn_tf.objectives import AttentionGuided, CrossEntropy, cross_entropy
+from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining, cross_entropy
 from snn_tf.pruners import make_pruner
 
 SPEC = DataSpec("made_up", (8, 8, 3), 5, "none", (120.0,) * 3, (60.0,) * 3)
@@ -260,3 +260,56 @@ def test_guided_compiled_equals_eager(pruner, teacher, batch, jit_compile):
     compiled, _ = tf.function(objective, jit_compile=jit_compile)(*batch)
     for name, term in expected.items():
         np.testing.assert_allclose(compiled[name], term, rtol=1e-4)
+
+
+# --- the SNN's
+
+
+SPIKING = changed(timesteps=3, snn_distill=0.6, spike_penalty=0.5, temperature=2.0)
+
+
+@pytest.fixture(scope="module")
+def snn(teacher):
+    model = models.spiking(teacher, SPIKING)
+    for layer in model.layers:
+        if hasattr(layer, "cell"):
+            layer.cell.v_th.assign(0.5)
+    return model
+
+
+def spikes_of(model, images):
+    """Spikes per neuron, counted train by train."""
+    trains = [layer.output for layer in model.layers if hasattr(layer, "cell")]
+    counted = [train.numpy() for train in keras.Model(model.input, trains)(images)]
+    neurons = sum(train[0].size for train in counted)
+    return sum(train.sum() for train in counted) / (len(images) * neurons)
+
+
+@pytest.mark.parametrize(("alpha", "penalty"), [(0.6, 0.5), (0.0, 2.0), (1.0, 0.0), (0.0, 0.0)])
+def test_spike_training_terms_equal_oracle(snn, teacher, batch, alpha, penalty):
+    images, labels = batch
+    config = dataclasses.replace(SPIKING, snn_distill=alpha, spike_penalty=penalty)
+    terms, logits = SpikeTraining(snn, teacher if alpha else None, config)(images, labels)
+    np.testing.assert_allclose(logits, snn(images), rtol=1e-5)
+    expected = {"cross_entropy": (1 - alpha) * cross_entropy_oracle(logits, labels, 0.1)}
+    if alpha:
+        goal = teacher(images, training=False)
+        expected["distillation"] = alpha * distillation_oracle(logits, goal, 2.0)
+    if penalty:
+        expected["spikes"] = penalty * spikes_of(snn, images)
+        assert expected["spikes"] > 0.01
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(terms[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_spike_penalty_pulls_thresholds_up_and_weights_towards_silence(snn, teacher, batch):
+    objective = SpikeTraining(snn, teacher, SPIKING)
+    layer = snn.get_layer("conv1_neuron").cell
+    with tf.GradientTape(persistent=True) as tape:
+        terms, _ = objective(*batch)
+    assert float(tape.gradient(terms["spikes"], layer.v_th)) < 0.0
+    for name in terms:
+        kernel = snn.get_layer("conv1").kernel
+        assert np.abs(tape.gradient(terms[name], kernel)).max() > 0.0, name
+    assert set(tape.gradient(terms["distillation"], teacher.trainable_variables)) == {None}
