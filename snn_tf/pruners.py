@@ -167,7 +167,8 @@ class IrregularPruner(Pruner):
 
     def __init__(self, model, config, steps_per_epoch):
         super().__init__(model, config, steps_per_epoch)
-        self.input_layer, *_, self.output_layer = self.wrappers
+        names = list(self.wrappers)
+        self.input_layer, self.output_layer = names[0], names[-1]
         self.budget(config.density)
 
     def budget(self, density: float) -> budgets.Budget:

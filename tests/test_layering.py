@@ -13,7 +13,16 @@ LEVELS = {
         (
             ("errors",),
             ("config", "budget"),
-            ("convolution", "health", "native", "surrogate", "attention", "sparsity", "channels", "costs"),
+            (
+                "convolution",
+                "health",
+                "native",
+                "surrogate",
+                "attention",
+                "sparsity",
+                "channels",
+                "costs",
+            ),
             ("neuron", "splits", "tiny_imagenet"),
             ("layers", "runs", "image_folder", "tfds_source", "batches"),
             ("execution", "graph", "data"),

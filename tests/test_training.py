@@ -310,8 +310,8 @@ def test_weight_decay_spares_v_th_and_leak(tmp_path):
 
 def test_weight_decay_spares_gamma_and_beta(tmp_path):
     trainer = trainer_of("normed", tmp_path)
-    trainer.recipe = dataclasses.replace(trainer.recipe, weight_decay=0.5)
-    found = prepared(trainer, [np.zeros(v.shape, np.float32) for v in trainer.variables])
+    trainer.update.weight_decay = 0.5
+    found = prepared(trainer, [np.zeros(v.shape, np.float32) for v in trainer.update.variables])
     assert {name for name, gradient in found.items() if gradient.any()} == set(SYNAPSES)
     assert len(found) == len(SYNAPSES) + 6
 
@@ -323,7 +323,7 @@ def test_gradient_shares_leave_moving_statistics_as_they_are(tmp_path):
     shares = trainer._gradient_shares(images, labels)
     assert sum(shares.values()) == pytest.approx(1.0)
     assert_same_bits(state(trainer), before)
-    trainer.step(images, labels)
+    trainer.update.compute(images, labels)
     after = state(trainer)
     moved = {v.split()[1] for v in before if not np.array_equal(before[v], after[v])}
     assert sum("moving" in name for name in moved) == 6
