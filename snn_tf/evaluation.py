@@ -21,6 +21,7 @@ class Evaluation:
       num_examples: examples seen.
       accuracy: share whose largest logit is the label's.
       confusion: [classes, classes] counts, true class by row.
+      correct: [num_examples] booleans in the split's order.
       timesteps: T; 1 for an ANN.
       activities: input of each synapse layer that spikes drive, by layer name; empty for an ANN.
       spikes: spikes per image summed over neurons and T, by neuron layer; empty for an ANN.
@@ -30,6 +31,7 @@ class Evaluation:
     num_examples: int
     accuracy: float
     confusion: np.ndarray
+    correct: np.ndarray
     timesteps: int
     activities: dict[str, costs.Activity]
     spikes: dict[str, float]
@@ -93,11 +95,13 @@ class Evaluator:
         """Accuracy and, for an SNN, activity on a split."""
         classes = self.model.output_shape[-1]
         confusion = np.zeros((classes, classes), np.int64)
+        correct: list[np.ndarray] = []
         sums: list = []
         for images, labels in data.evaluation_batches(split, self.batch_size):
             logits, *activity = self._inspect(images)
             guesses = np.argmax(logits.numpy(), axis=1)
             np.add.at(confusion, (labels.numpy(), guesses), 1)
+            correct.append(guesses == labels.numpy())
             batch = tf.nest.map_structure(lambda x: x.numpy().astype(np.float64), activity)
             sums = tf.nest.map_structure(np.add, sums, batch) if sums else batch
         totals, nonzero, counts = tf.nest.map_structure(lambda x: x / len(split), sums)
@@ -105,6 +109,7 @@ class Evaluator:
             num_examples=int(confusion.sum()),
             accuracy=float(np.trace(confusion) / confusion.sum()),
             confusion=confusion,
+            correct=np.concatenate(correct),
             timesteps=timesteps_of(self.model),
             activities={name: costs.Activity(totals[name], nonzero[name]) for name in totals},
             spikes={name: float(count) for name, count in counts.items()},

@@ -1,6 +1,12 @@
-"""Records as a table and a figure. Loads no TensorFlow."""
+"""Records as tables and figures. Loads no TensorFlow.
 
+`python -m snn_tf.report results` writes the table and the plots of all rows in a folder; with
+`--add RUN_DIR` it first takes the records of evaluated runs into it.
+"""
+
+import argparse
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +14,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+
+from snn_tf import comparison, results
+from snn_tf.errors import UserError
 
 _COLUMNS = (
     "network",
@@ -20,7 +29,6 @@ _COLUMNS = (
     "energy",
     "ratio",
 )
-_ENERGY_MODEL = "fp32_45nm"
 
 
 def summary(record: Mapping[str, Any]) -> str:
@@ -29,9 +37,9 @@ def summary(record: Mapping[str, Any]) -> str:
     Energy is per image under `fp32_45nm`; ratio is the dense ANN's energy over the row's.
     """
     rows = [_COLUMNS]
-    reference = record["dense_ann"]["energy_pj"][_ENERGY_MODEL]
+    reference = record["dense_ann"]["energy_pj"][comparison.ENERGY_MODEL]
     for label, facts in networks(record):
-        energy = facts["energy_pj"][_ENERGY_MODEL]
+        energy = facts["energy_pj"][comparison.ENERGY_MODEL]
         spikes = facts.get("spikes_per_neuron")
         rows.append(
             (
@@ -109,9 +117,32 @@ def figure(record: Mapping[str, Any], path: pathlib.Path) -> None:
 def _energy_bars(axes: Any, record: Mapping[str, Any]) -> None:
     pairs = (("dense ANN", record["dense_ann"], -0.2, "0.7"), ("SNN", record, 0.2, "tab:red"))
     for label, facts, shift, colour in pairs:
-        energies = [layer["energy_pj"][_ENERGY_MODEL] / 1e6 for layer in facts["layers"]]
+        energies = [layer["energy_pj"][comparison.ENERGY_MODEL] / 1e6 for layer in facts["layers"]]
         axes.bar(
             [place + shift for place in range(len(energies))], energies, 0.4, label=label, color=colour
         )
     axes.set(yscale="log", ylabel="energy per image (µJ)")
-    axes.legend(title=_ENERGY_MODEL)
+    axes.legend(title=comparison.ENERGY_MODEL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `python -m snn_tf.report`; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m snn_tf.report", description=__doc__)
+    parser.add_argument("results", type=pathlib.Path, help="folder of rows, such as results")
+    parser.add_argument(
+        "--add", type=pathlib.Path, nargs="+", default=[], metavar="RUN_DIR", help="evaluated runs"
+    )
+    given = parser.parse_args(argv)
+    try:
+        for run_dir in given.add:
+            print(results.add(given.results, run_dir))
+        for path in comparison.write(given.results):
+            print(path)
+    except UserError as error:
+        print(f"snn_tf.report: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

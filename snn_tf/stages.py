@@ -265,6 +265,7 @@ def _measured(
         "test_accuracy": result.accuracy,
         "num_examples": result.num_examples,
         "confusion": result.confusion.tolist(),
+        "correct": np.packbits(result.correct).tobytes().hex(),
     }
     if not evaluation.is_spiking(model):
         return facts | costs.ann_costs(layers, dense=original)

@@ -137,6 +137,8 @@ def test_confusion_and_accuracy_are_those_of_the_walks_logits(case):
         expected[label, walk.logits.argmax()] += 1
     np.testing.assert_array_equal(case.result.confusion, expected)
     assert case.result.accuracy == np.trace(expected) / EXAMPLES
+    right = [walk.logits.argmax() == y for y, walk in zip(split().labels, case.walks, strict=True)]
+    assert case.result.correct.tolist() == right and 0 < sum(right) < EXAMPLES
     assert np.count_nonzero(expected.sum(0)) > 1 and (expected != expected.T).any()
 
 

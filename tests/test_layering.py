@@ -23,8 +23,8 @@ LEVELS = {
                 "channels",
                 "costs",
             ),
-            ("neuron", "splits", "tiny_imagenet"),
-            ("layers", "runs", "image_folder", "tfds_source", "batches"),
+            ("neuron", "splits", "tiny_imagenet", "results"),
+            ("layers", "runs", "comparison", "image_folder", "tfds_source", "batches"),
             ("execution", "graph", "data"),
             ("folding", "surgery"),
             ("models",),
@@ -39,7 +39,10 @@ LEVELS = {
     )
     for name in names
 }
-WITHOUT_TENSORFLOW = ("budget", "costs", "sparsity", "channels", "config", "report", "health", "errors")
+WITHOUT_TENSORFLOW = (
+    *("budget", "channels", "comparison", "config", "costs"),
+    *("errors", "health", "report", "results", "sparsity"),
+)
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 
 

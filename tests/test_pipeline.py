@@ -13,7 +13,7 @@ from run_folders import model_of, record
 from small_networks import kernels
 
 from snn_tf import config as configs
-from snn_tf import data, models, pruning, stages
+from snn_tf import data, models, pruning, results, stages
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, is_neuron
@@ -197,9 +197,12 @@ def test_evaluate_counts_every_test_example_once(run_dir):
         assert network["num_examples"] == confusion.sum() == 599
         assert confusion.sum(axis=1).tolist() == np.bincount(source.test.labels).tolist()
         assert network["test_accuracy"] == pytest.approx(np.trace(confusion) / 599)
+        assert results.correct(network).sum() == np.trace(confusion)
     logits = model_of(run_dir, configs.TRAIN_ANN)(source.test.images, training=False).numpy()
     accuracy = np.mean(logits.argmax(1) == source.test.labels)
     assert facts["dense_ann"]["test_accuracy"] == pytest.approx(accuracy, abs=1.5 / 599)
+    agreeing = results.correct(facts["dense_ann"]) == (logits.argmax(1) == source.test.labels)
+    assert np.count_nonzero(~agreeing) <= 1
 
 
 def test_evaluate_puts_every_cost_beside_the_dense_networks(run_dir):

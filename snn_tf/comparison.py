@@ -1,0 +1,199 @@
+"""Tables and plots of many experiments, from their records: nothing in them is typed by hand."""
+
+import pathlib
+import statistics
+from collections.abc import Callable, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from snn_tf.results import (
+    Difference,
+    Group,
+    dense_counterpart,
+    difference,
+    read,
+    same_but_for_masks,
+)
+
+ENERGY_MODEL = "fp32_45nm"
+_SNN, _DENSE, _COMPRESSED = "trained_snn", "dense_ann", "compressed_ann"
+_RATIO = ("padded", "default", ENERGY_MODEL)
+_NOTES = """
+Written by `python -m snn_tf.report`; each row is a folder here with the records of its stages, and is
+made by the flagfile of its name. Accuracies are on the whole test split, read once, in %. Over three
+seeds or more: mean ± standard deviation. With fewer, a difference has the 95 % interval of the paired
+difference over the same test images. Differences are in points. Spikes per neuron are per image, over
+all time steps; energy is per image (`fp32_45nm`), and its ratio that of the dense ANN to the SNN.
+"""
+
+
+def write(results: pathlib.Path) -> list[pathlib.Path]:
+    """Writes README.md and the plots into a folder of rows; returns what was written.
+
+    Raises:
+      UserError: there is no row, or a record cannot be read.
+    """
+    groups = read(results)
+    page, plots = results / "README.md", ("compression", "energy")
+    pictures = "\n\n".join(f"![Accuracy against {name}](accuracy_{name}.png)" for name in plots)
+    parts = ["# Results", _NOTES.strip(), table(groups), comparisons(groups), energies(groups), pictures]
+    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+    paths = [results / f"accuracy_{name}.png" for name in plots]
+    plot(groups, paths[0], "compression", lambda group: group.values(_SNN, "compression"))
+    plot(groups, paths[1], "energy per image (µJ)", _microjoules)
+    return [page, *paths]
+
+
+def table(groups: Sequence[Group]) -> str:
+    """One line for each group: accuracies, what they lose, and what they cost."""
+    columns = {
+        "row": lambda group: f"`{group.name}`",
+        "masks": masks_of,
+        "density": lambda group: _shown(group.values(_SNN, "density"), "{:.4f}"),
+        "compression": lambda group: _shown(group.values(_SNN, "compression"), "{:.1f}×"),
+        "T": lambda group: str(group.config["timesteps"]),
+        "seeds": lambda group: str(len(group.rows)),
+        "dense ANN": lambda group: _percent(group, _DENSE),
+        "compressed ANN": lambda group: _percent(group, _COMPRESSED),
+        "SNN": lambda group: _percent(group, _SNN),
+        "SNN − compressed ANN": lambda group: _points(difference(group, _SNN, group, _COMPRESSED)),
+        "SNN − dense ANN": lambda group: _points(difference(group, _SNN, group, _DENSE)),
+        "SNN − dense SNN": lambda group: _points(_against_dense_snn(group, groups)),
+        "MACs kept": lambda group: _shown(group.values(_COMPRESSED, "mac_density"), "{:.3f}"),
+        "spikes/neuron": lambda group: _shown(group.values(_SNN, "spikes_per_neuron"), "{:.3f}"),
+        "energy (µJ)": lambda group: _shown(_microjoules(group), "{:.2f}"),
+        "energy ratio": lambda group: _shown(
+            _ratios(group, "padded", "default", ENERGY_MODEL), "{:.1f}×"
+        ),
+    }
+    return "## All rows\n\n" + _markdown(columns, groups)
+
+
+def comparisons(groups: Sequence[Group]) -> str:
+    """Where masks come from, all else equal: each group against global magnitude."""
+    sections = []
+    for reference in groups:
+        if reference.config["method"] != "magnitude":
+            continue
+        shared = same_but_for_masks(reference)
+        others = [
+            group
+            for group in groups
+            if same_but_for_masks(group) == shared and group.config["method"] != "dense"
+        ]
+        if len(others) > 1:
+            sections.append(_comparison(reference, [g for g in others if g is not reference]))
+    return "\n\n".join(sections)
+
+
+def _comparison(reference: Group, others: Sequence[Group]) -> str:
+    def kept(group: Group) -> str:
+        shares = group.values(_COMPRESSED, "mac_density"), reference.values(_COMPRESSED, "mac_density")
+        return f"{statistics.mean(shares[0]) - statistics.mean(shares[1]):+.3f}"
+
+    columns = {
+        "row": lambda group: f"`{group.name}`",
+        "masks": masks_of,
+        "compressed ANN": lambda g: _points(difference(g, _COMPRESSED, reference, _COMPRESSED)),
+        "SNN": lambda g: _points(difference(g, _SNN, reference, _SNN)),
+        "MACs kept": kept,
+    }
+    return f"## Against `{reference.name}` ({masks_of(reference)})\n\n" + _markdown(columns, others)
+
+
+def energies(groups: Sequence[Group]) -> str:
+    """The dense ANN's energy over the SNN's in every convention, variant and energy model."""
+    conventions = groups[0].rows[0].record["conventions"]
+    columns: dict[str, Callable[[Group], str]] = {"row": lambda group: f"`{group.name}`"}
+    for convention, facts in conventions.items():
+        for variant, counts in facts["variants"].items():
+            for model in counts["energy_pj"]:
+                key = (convention, variant, model)
+                columns[", ".join(key)] = lambda group, key=key: _shown(_ratios(group, *key), "{:.1f}×")
+    return "## Energy of the dense ANN over that of the SNN\n\n" + _markdown(columns, groups)
+
+
+def masks_of(group: Group) -> str:
+    """Where a group's masks come from, in words."""
+    config = group.config
+    if config["method"] == "dense":
+        return "dense"
+    words = [config["method"]]
+    if config["method"] == "attention":
+        words += [] if config["attention"] else ["β = 0"]
+        saliency = config.get("saliency", "layer_magnitude")
+        words += [] if saliency == "layer_magnitude" else [saliency]
+    schedule = config.get("density_schedule", "auto")
+    words += [] if schedule == "auto" else [schedule]
+    words += ["channels"] if config["structure"] == "channel" else []
+    words += ["by MACs"] if config["budget"] == "macs" else []
+    words += ["dense ends"] if config.get("dense_ends") else []
+    return ", ".join(words)
+
+
+def plot(
+    groups: Sequence[Group], path: pathlib.Path, label: str, values: Callable[[Group], list[float]]
+) -> None:
+    """Test accuracy of the SNNs against a cost, as a PNG; bars are standard deviations over seeds."""
+    drawing, axes = pyplot.subplots(figsize=(8.0, 5.5), layout="constrained")
+    for group in groups:
+        accuracies = [100 * value for value in group.values(_SNN, "test_accuracy")]
+        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+        axes.errorbar(
+            statistics.mean(values(group)),
+            statistics.mean(accuracies),
+            spread,
+            fmt="o",
+            label=group.name,
+        )
+    axes.set(xscale="log", xlabel=label, ylabel="test accuracy of the SNN (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+    drawing.savefig(path, dpi=120, format="png")
+    pyplot.close(drawing)
+
+
+def _markdown(columns: dict[str, Callable[[Group], str]], groups: Sequence[Group]) -> str:
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cell(group) for cell in columns.values()] for group in groups]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _shown(values: Sequence[float], form: str) -> str:
+    """The mean, with the standard deviation over three seeds or more if it shows."""
+    shown = form.format(statistics.mean(values))
+    if len(values) > 2 and (deviation := form.format(statistics.stdev(values))) != form.format(0):
+        return f"{shown} ± {deviation}"
+    return shown
+
+
+def _percent(group: Group, which: str) -> str:
+    return _shown([100 * value for value in group.values(which, "test_accuracy")], "{:.2f}")
+
+
+def _points(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    mean = f"{100 * found.mean:+.2f}"
+    if found.interval:
+        low, high = (100 * bound for bound in found.interval)
+        return f"{mean} [{low:+.2f}, {high:+.2f}]"
+    return f"{mean} ± {100 * (found.deviation or 0.0):.2f}"
+
+
+def _against_dense_snn(group: Group, groups: Sequence[Group]) -> Difference | None:
+    dense = dense_counterpart(group, groups)
+    return None if dense is None or dense is group else difference(group, _SNN, dense, _SNN)
+
+
+def _microjoules(group: Group) -> list[float]:
+    return [energy / 1e6 for energy in group.values(_SNN, "energy_pj", ENERGY_MODEL)]
+
+
+def _ratios(group: Group, convention: str, variant: str, model: str) -> list[float]:
+    dense = group.values(_DENSE, "conventions", convention, "variants", "default", "energy_pj", model)
+    spiking = group.values(_SNN, "conventions", convention, "variants", variant, "energy_pj", model)
+    return [one / two for one, two in zip(dense, spiking, strict=True)]

@@ -1,0 +1,192 @@
+"""Records of experiments: rows, rows of several seeds, and differences between them.
+
+results/<row>/record.json     what `evaluate` left; the row is named after the flagfile
+results/<row>/<stage>.json    what the other stages left
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from snn_tf.config import EVALUATE, STAGES, Config
+from snn_tf.errors import UserError
+
+NETWORKS = ("dense_ann", "compressed_ann", "converted_snn", "trained_snn")
+CONFIDENCE = 0.95
+_FEW = 2
+"""Up to so many seeds a spread over them says little, and the images give the interval."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One evaluated run: its name, and the record of `evaluate`."""
+
+    name: str
+    record: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.record["config"]["seed"]
+
+    def network(self, which: str) -> Mapping[str, Any]:
+        """Facts of one of `NETWORKS`."""
+        return self.record if which == "trained_snn" else self.record[which]
+
+    def settings(self, groups: Iterable[str] | None = None) -> dict[str, Any]:
+        """What decides the result besides the seed; of some headings of `--help` only, if given."""
+        found = {}
+        for field in dataclasses.fields(Config):
+            setting = field.metadata["setting"]
+            if setting.stages and field.name != "seed" and (groups is None or setting.group in groups):
+                found[field.name] = self.record["config"].get(field.name, field.default)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Rows that differ in their seed alone, in the order of their names."""
+
+    rows: Sequence[Row]
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"_seed\d+$", "", self.rows[0].name)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.rows[0].record["config"]
+
+    def values(self, which: str, *keys: str) -> list[float]:
+        """A number of one of `NETWORKS`, by its keys in the record, for every row."""
+        found = []
+        for row in self.rows:
+            value: Any = row.network(which)
+            for key in keys:
+                value = value[key]
+            found.append(value)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A difference of test accuracies, first less second.
+
+    Attributes:
+      mean: in [-1, 1].
+      seeds: pairs of rows of the same seed behind it.
+      deviation: standard deviation over three seeds or more, else None.
+      interval: 95 % interval of the paired difference over the same images, for fewer seeds, else None.
+    """
+
+    mean: float
+    seeds: int
+    deviation: float | None
+    interval: tuple[float, float] | None
+
+
+def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
+    """Copies the records of an evaluated run into `results`; returns the row's folder.
+
+    Raises:
+      UserError: the run has not been evaluated, or cannot be copied.
+    """
+    source = run_dir / EVALUATE / "record.json"
+    if not source.exists():
+        raise UserError(f"{run_dir}: has no {EVALUATE}/record.json; run --stage={EVALUATE} first")
+    row = results / run_dir.resolve().name
+    try:
+        row.mkdir(parents=True, exist_ok=True)
+        for stage in STAGES:
+            made = run_dir / stage / "record.json"
+            if made.exists():
+                shutil.copyfile(made, row / ("record.json" if stage == EVALUATE else f"{stage}.json"))
+    except OSError as error:
+        raise UserError(f"{row}: could not be written: {error}") from error
+    return row
+
+
+def read(results: pathlib.Path) -> list[Group]:
+    """All rows of a folder, those of several seeds together, in the order of their names.
+
+    Raises:
+      UserError: there is none, or a record cannot be read.
+    """
+    together: dict[str, list[Row]] = {}
+    for path in sorted(results.glob("*/record.json")):
+        try:
+            row = Row(path.parent.name, json.loads(path.read_text()))
+            together.setdefault(json.dumps(row.settings(), sort_keys=True), []).append(row)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path}: could not be read: {error!r}") from error
+    if not together:
+        raise UserError(f"{results}: holds no row; a row is a folder with the record.json of evaluate")
+    return [Group(rows) for rows in together.values()]
+
+
+def correct(facts: Mapping[str, Any]) -> np.ndarray:
+    """[num_examples] booleans: which test images a network got right, in the split's order."""
+    packed = np.frombuffer(bytes.fromhex(facts["correct"]), np.uint8)
+    return np.unpackbits(packed, count=facts["num_examples"]).astype(bool)
+
+
+def difference(first: Group, which: str, second: Group, other: str) -> Difference | None:
+    """Accuracy of a network in one group less that of a network in another, seed by seed.
+
+    Args:
+      first, second: groups; may be the same.
+      which, other: the network of each, one of `NETWORKS`.
+
+    Returns:
+      None if no seed is in both.
+    """
+    theirs = {row.seed: row.network(other) for row in second.rows}
+    pairs = [(row.network(which), theirs[row.seed]) for row in first.rows if row.seed in theirs]
+    if not pairs:
+        return None
+    by_seed = [one["test_accuracy"] - two["test_accuracy"] for one, two in pairs]
+    mean = statistics.mean(by_seed)
+    if len(pairs) > _FEW:
+        return Difference(mean, len(pairs), statistics.stdev(by_seed), None)
+    images = [np.concatenate([correct(pair[side]) for pair in pairs]) for side in (0, 1)]
+    return Difference(mean, len(pairs), None, paired_interval(*images))
+
+
+def paired_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the difference of two accuracies on the same images: Student's paired interval.
+
+    Args:
+      first, second: [N] booleans, right or wrong.
+    """
+    if np.array_equal(first, second):
+        return 0.0, 0.0
+    found = stats.ttest_rel(first.astype(float), second.astype(float)).confidence_interval(CONFIDENCE)
+    return float(found.low), float(found.high)
+
+
+def dense_counterpart(group: Group, groups: Sequence[Group]) -> Group | None:
+    """The dense group of the same data, network, time steps and training length; None if absent."""
+    wanted = _counterpart_settings(group)
+    for other in groups:
+        if other.config["method"] == "dense" and _counterpart_settings(other) == wanted:
+            return other
+    return None
+
+
+def _counterpart_settings(group: Group) -> dict[str, Any]:
+    settings = group.rows[0].settings(("Data", "Network"))
+    return settings | {name: group.config[name] for name in ("timesteps", "ann_epochs", "snn_epochs")}
+
+
+def same_but_for_masks(group: Group) -> str:
+    """What groups must share to be compared by where their masks come from."""
+    settings = group.rows[0].settings(("Data", "Network", "Training", "Conversion", "SNN"))
+    chosen = {name: group.config[name] for name in ("structure", "density", "budget")}
+    return json.dumps(settings | chosen, sort_keys=True)

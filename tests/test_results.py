@@ -1,0 +1,251 @@
+"""Records of many runs: rows, seeds, paired differences; the page and the plots made of them."""
+
+import copy
+import dataclasses
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from snn_tf import comparison, report, results
+from snn_tf.config import Config
+from snn_tf.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = 400
+
+
+def answers(right: int, shift: int = 0) -> np.ndarray:
+    """So many right answers in a row, from `shift` on."""
+    return np.roll(np.arange(IMAGES) < right, shift)
+
+
+def facts(correct: np.ndarray, energy: float, density: float = 1.0, **rest) -> dict:
+    models = {"fp32_45nm": energy, "int32_45nm": energy / 4}
+    dearer = {name: 2 * value for name, value in models.items()}
+    variants = {"default": {"energy_pj": models}, "image_every_step": {"energy_pj": dearer}}
+    return {
+        "num_examples": IMAGES,
+        "test_accuracy": float(correct.mean()),
+        "correct": np.packbits(correct).tobytes().hex(),
+        "density": density,
+        "compression": 1 / density,
+        "mac_density": 2 * density if density < 1 else 1.0,
+        "energy_pj": models,
+        "conventions": {"padded": {"variants": variants}},
+        **rest,
+    }
+
+
+def record(snn: np.ndarray, dense: np.ndarray, seed=0, **settings) -> dict:
+    config = dataclasses.asdict(Config(seed=seed, run_dir=f"runs/{seed}", **settings))
+    density = 1.0 if settings.get("method") == "dense" else 0.05
+    return facts(snn, 1e6, density, spikes_per_neuron=0.5) | {
+        "config": config,
+        "timesteps": 5,
+        "dense_ann": facts(dense, 8e6),
+        "compressed_ann": facts(answers(300), 2e6, density),
+        "converted_snn": facts(answers(50), 1e6, density, spikes_per_neuron=0.9),
+    }
+
+
+def put(folder: Path, name: str, made: dict) -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "record.json").write_text(json.dumps(made))
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    """A dense row, magnitude with three seeds, attention with one."""
+    put(tmp_path, "small_dense", record(answers(330), answers(340), method="dense"))
+    for seed, right in enumerate((300, 304, 310)):
+        put(
+            tmp_path,
+            f"small_magnitude_seed{seed}",
+            record(answers(right), answers(340), seed, method="magnitude"),
+        )
+    put(
+        tmp_path,
+        "small_attention",
+        record(answers(308, 4), answers(340), saliency="fisher", density_schedule="cubic"),
+    )
+    return tmp_path
+
+
+def groups_of(folder: Path) -> dict[str, results.Group]:
+    return {group.name: group for group in results.read(folder)}
+
+
+def test_rows_that_differ_in_their_seed_alone_are_one_group(rows):
+    found = groups_of(rows)
+    assert {name: [row.seed for row in group.rows] for name, group in found.items()} == {
+        "small_attention": [0],
+        "small_dense": [0],
+        "small_magnitude": [0, 1, 2],
+    }
+
+
+def test_execution_and_folders_part_no_group_but_settings_do(tmp_path):
+    put(tmp_path, "a_seed0", record(answers(300), answers(340), 0, lif="native", log_every=7))
+    put(tmp_path, "a_seed1", record(answers(300), answers(340), 1, lif="fused", meta_model="runs/x"))
+    put(tmp_path, "b", record(answers(300), answers(340), 1, score_decay=0.8))
+    assert [len(group.rows) for group in results.read(tmp_path)] == [2, 1]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 400])
+def test_correct_answers_come_back_as_they_were_packed(count):
+    right = np.random.default_rng(count).random(count) < 0.5
+    packed = {"correct": np.packbits(right).tobytes().hex(), "num_examples": count}
+    assert np.array_equal(results.correct(packed), right)
+
+
+def test_paired_interval_is_students_of_the_differences_by_image():
+    rng = np.random.default_rng(0)
+    first, second = rng.random(900) < 0.9, rng.random(900) < 0.8
+    differences = [int(a) - int(b) for a, b in zip(first, second, strict=True)]
+    mean, error = statistics.mean(differences), statistics.stdev(differences) / math.sqrt(900)
+    # The 97.5th percentile of Student's t with 899 degrees of freedom.
+    expected = mean - 1.962606 * error, mean + 1.962606 * error
+    assert results.paired_interval(first, second) == pytest.approx(expected, rel=1e-5)
+
+
+def test_paired_interval_is_narrower_where_the_same_images_are_right():
+    alike, apart = (np.ptp(results.paired_interval(answers(300), answers(280, s))) for s in (0, 100))
+    assert alike < apart / 2
+    assert results.paired_interval(answers(9), answers(9)) == (0.0, 0.0)
+
+
+def test_difference_of_one_seed_has_an_interval_and_of_three_a_deviation(rows):
+    found = groups_of(rows)
+    magnitude, dense = found["small_magnitude"], found["small_dense"]
+    one = results.difference(found["small_attention"], "trained_snn", magnitude, "trained_snn")
+    assert one.mean == pytest.approx(8 / IMAGES) and one.seeds == 1 and one.deviation is None
+    # 12 images that one alone gets right, 4 that the other alone does.
+    assert one.interval == results.paired_interval(answers(308, 4), answers(300))
+    three = results.difference(magnitude, "trained_snn", magnitude, "dense_ann")
+    losses = [-40 / IMAGES, -36 / IMAGES, -30 / IMAGES]
+    assert three == results.Difference(
+        pytest.approx(statistics.mean(losses)), 3, pytest.approx(statistics.stdev(losses)), None
+    )
+    other = copy.deepcopy(dense.rows[0].record)
+    other["config"]["seed"] = 9
+    assert (
+        results.difference(dense, "trained_snn", results.Group([results.Row("x", other)]), "trained_snn")
+        is None
+    )
+
+
+def test_dense_counterpart_has_the_same_network_data_and_length(rows):
+    put(rows, "wide", record(answers(300), answers(340), width=2.0))
+    put(rows, "long", record(answers(300), answers(340), snn_epochs=99))
+    found = groups_of(rows)
+    everything = list(found.values())
+    for name, group in found.items():
+        counterpart = results.dense_counterpart(group, everything)
+        assert (counterpart is found["small_dense"]) == (name not in ("wide", "long"))
+        assert counterpart is None or name not in ("wide", "long")
+
+
+def lines_of(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table under a heading, without the rule."""
+    part = text.split(f"## {heading}")[1].split("\n## ")[0]
+    table = [line for line in part.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in table if "---" not in line
+    ]
+
+
+def test_page_holds_every_row_with_what_it_loses(rows):
+    assert report.main([str(rows)]) == 0
+    page = (rows / "README.md").read_text()
+    heading, *table = lines_of(page, "All rows")
+    cells = {line[0]: dict(zip(heading, line, strict=True)) for line in table}
+    assert list(cells) == ["`small_attention`", "`small_dense`", "`small_magnitude`"]
+    one, three = cells["`small_attention`"], cells["`small_magnitude`"]
+    assert one["masks"] == "attention, fisher, cubic" and three["masks"] == "magnitude"
+    assert one["SNN"] == "77.00" and one["dense ANN"] == "85.00" and one["compression"] == "20.0×"
+    low, high = (100 * x for x in results.paired_interval(answers(308, 4), answers(330)))
+    assert one["SNN − dense SNN"] == f"-5.50 [{low:+.2f}, {high:+.2f}]"
+    assert (
+        three["SNN"]
+        == f"{100 * 914 / 1200:.2f} ± {100 * statistics.stdev((300, 304, 310)) / IMAGES:.2f}"
+    )
+    assert three["seeds"] == "3" and one["energy ratio"] == "8.0×" and one["MACs kept"] == "0.100"
+    assert cells["`small_dense`"]["SNN − dense SNN"] == ""
+
+
+def test_page_compares_masks_with_magnitude_all_else_equal(rows):
+    put(rows, "wide", record(answers(300), answers(340), width=2.0))
+    comparison.write(rows)
+    page = (rows / "README.md").read_text()
+    heading, *table = lines_of(page, "Against `small_magnitude` (magnitude)")
+    assert [line[0] for line in table] == ["`small_attention`"]
+    cells = dict(zip(heading, table[0], strict=True))
+    assert cells["SNN"].startswith("+2.00 [") and cells["MACs kept"] == "+0.000"
+
+
+def test_page_gives_energy_in_every_convention_and_model(rows):
+    comparison.write(rows)
+    heading, first, *_ = lines_of((rows / "README.md").read_text(), "Energy")
+    assert heading[1:] == [
+        f"padded, {variant}, {model}"
+        for variant in ("default", "image_every_step")
+        for model in ("fp32_45nm", "int32_45nm")
+    ]
+    assert first[1:] == ["8.0×", "8.0×", "4.0×", "4.0×"]
+
+
+def test_plots_are_pictures(rows):
+    comparison.write(rows)
+    for name in ("compression", "energy"):
+        picture = matplotlib.image.imread(rows / f"accuracy_{name}.png")
+        assert min(picture.shape[:2]) > 400 and picture[..., :3].std() > 0.02
+    assert "](accuracy_energy.png)" in (rows / "README.md").read_text()
+
+
+def test_plot_shows_mean_and_spread_by_group(rows, monkeypatch):
+    kept = []
+    with monkeypatch.context() as patched:
+        patched.setattr(comparison.pyplot, "close", kept.append)
+        comparison.plot(results.read(rows), rows / "x.png", "label", lambda group: [7.0])
+    (axes,) = kept[0].axes
+    points = {c.get_label(): c[0].get_xydata()[0].tolist() for c in axes.containers}
+    assert points["small_attention"] == [7.0, pytest.approx(77.0)]
+    assert points["small_magnitude"] == [7.0, pytest.approx(100 * 914 / 1200)]
+    assert axes.get_xlabel() == "label"
+    comparison.pyplot.close(kept[0])
+
+
+def test_add_takes_the_records_of_an_evaluated_run(tmp_path, capsys):
+    run_dir, folder = tmp_path / "runs" / "small_dense", tmp_path / "results"
+    for stage in ("compress", "evaluate"):
+        (run_dir / stage).mkdir(parents=True)
+    (run_dir / "evaluate" / "record.json").write_text(json.dumps(record(answers(3), answers(4))))
+    (run_dir / "compress" / "record.json").write_text("{}")
+    assert report.main([str(folder), "--add", str(run_dir)]) == 0
+    assert sorted(path.name for path in (folder / "small_dense").iterdir()) == [
+        "compress.json",
+        "record.json",
+    ]
+    assert str(folder / "README.md") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", ["empty", "damaged", "not evaluated"])
+def test_what_cannot_be_reported_is_one_line(tmp_path, case):
+    words = [str(tmp_path)]
+    if case == "damaged":
+        (tmp_path / "row").mkdir()
+        (tmp_path / "row" / "record.json").write_text("{")
+    if case == "not evaluated":
+        words += ["--add", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "snn_tf.report", *words]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert said.returncode == UserError.exit_code
+    (line,) = said.stderr.strip().splitlines()
+    assert line.startswith(f"snn_tf.report: {tmp_path}")
