@@ -1,5 +1,6 @@
 """Tables and plots of many experiments, from their records: nothing in them is typed by hand."""
 
+import functools
 import pathlib
 import statistics
 from collections.abc import Callable, Sequence
@@ -112,7 +113,7 @@ def energies(groups: Sequence[Group]) -> str:
         for variant, counts in facts["variants"].items():
             for model in counts["energy_pj"]:
                 key = (convention, variant, model)
-                columns[", ".join(key)] = lambda group, key=key: _shown(_ratios(group, *key), "{:.1f}×")
+                columns[", ".join(key)] = functools.partial(_ratio_shown, key)
     return "## Energy of the dense ANN over that of the SNN\n\n" + _markdown(columns, groups)
 
 
@@ -126,6 +127,7 @@ def masks_of(group: Group) -> str:
         words += [] if config["attention"] else ["β = 0"]
         saliency = config.get("saliency", "layer_magnitude")
         words += [] if saliency == "layer_magnitude" else [saliency]
+    words += ["from the meta-model"] if config.get("student_start") == "meta_model" else []
     schedule = config.get("density_schedule", "auto")
     words += [] if schedule == "auto" else [schedule]
     words += ["channels"] if config["structure"] == "channel" else []
@@ -191,6 +193,10 @@ def _against_dense_snn(group: Group, groups: Sequence[Group]) -> Difference | No
 
 def _microjoules(group: Group) -> list[float]:
     return [energy / 1e6 for energy in group.values(_SNN, "energy_pj", ENERGY_MODEL)]
+
+
+def _ratio_shown(key: tuple[str, str, str], group: Group) -> str:
+    return _shown(_ratios(group, *key), "{:.1f}×")
 
 
 def _ratios(group: Group, convention: str, variant: str, model: str) -> list[float]:

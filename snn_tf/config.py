@@ -177,6 +177,9 @@ class Config:
     density: float = _setting(
         0.05, "Share of the prunable weights (or MACs, see --budget) that is kept.", "Compression",
         (COMPRESS,), low=0, high=1, low_open=True)
+    student_start: str = _setting(
+        "fresh", "The student's first weights: fresh ones, from another seed, or the meta_model's.",
+        "Compression", (COMPRESS,), choices=("fresh", "meta_model"))
     density_schedule: str = _setting(
         "auto", "Density over the mask updates. constant: --density from the first step (magnitude: "
         "from the first update). cubic: from 1 to --density. auto: cubic for magnitude, else constant.",

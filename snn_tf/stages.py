@@ -115,6 +115,8 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     pruner = pruners.make_pruner(student, config, per_epoch)
     seed = config.stage_seed(folder.stage)
     models.initialise(pruner.model, seed, pruner.start(seed))
+    if config.student_start == "meta_model":
+        _take_weights(teacher, pruner.model, config)
     pruning.project(pruner.model)
     recipe = Recipe(
         config.ann_optimizer, config.ann_learning_rate, config.ann_weight_decay, config.compress_epochs
@@ -128,6 +130,17 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
         model = pruning.wrap(surgery.remove_channels(pruning.unwrap(model), pruner.channels()))
     folder.save_model(model)
     return _trained(trainer, result) | _counts(model, teacher)
+
+
+def _take_weights(teacher: keras.Model, student: keras.Model, config: Config) -> None:
+    """Starts the student from the meta-model's weights and moving statistics."""
+    try:
+        models.copy_weights(teacher, student)
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"--student_start=meta_model: the meta-model is not of --network={config.network}, "
+            f"--width={config.width:g}, --head={config.head} and --batch_norm={config.batch_norm}"
+        ) from error
 
 
 def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:

@@ -141,6 +141,25 @@ def test_budget_of_macs_is_held_in_macs(student, structure):
     assert found["density"] != pytest.approx(found["mac_density"], rel=1e-3)
 
 
+@pytest.mark.parametrize("structure", ["irregular", "channel"])
+def test_student_can_start_from_the_meta_model(teacher, student, structure):
+    settings = {"density_schedule": "cubic", "ann_learning_rate": 1e-9, "structure": structure}
+    _, model = student(student_start="meta_model", method="magnitude", **settings)
+    trained = kernels(model_of(teacher, configs.TRAIN_ANN))["conv1"]
+    found = kernels(model)["conv1"]
+    if structure == "irregular":
+        np.testing.assert_allclose(found, trained * pruning.masks(model)["conv1"], atol=1e-5)
+    else:
+        apart = np.abs(found[..., None, :] - trained[..., None]).max(axis=(0, 1, 2))
+        assert apart.min(axis=0).max() < 1e-5
+
+
+def test_student_that_does_not_fit_the_meta_models_weights_is_refused(tmp_path, teacher):
+    settings = {"student_start": "meta_model", "meta_model": str(teacher), "width": 0.25}
+    line = refusal(UsageError, config_of(tmp_path, configs.COMPRESS, **settings))
+    assert line.startswith("--student_start=meta_model: ") and "--width=0.25" in line
+
+
 def test_attention_off_still_compresses(student):
     found, _ = student(attention=0.0)
     assert found["active_weights"] == round(0.3 * sum(SIZES.values()))
