@@ -9,13 +9,18 @@ from absl import flags
 
 from snn_tf import cli
 from snn_tf.config import Config
+from snn_tf.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, SMALL = "--flagfile=flags/base.flags", "--flagfile=flags/small.flags"
-SHARED = ("base", "small")
-NAMES = sorted(path.stem for path in (ROOT / "flags").glob("*.flags"))
+SHARED = ("base", "small", "ablation/shared", "headline/shared")
+NAMES = sorted(
+    path.relative_to(ROOT / "flags").with_suffix("").as_posix()
+    for path in (ROOT / "flags").rglob("*.flags")
+)
 RUNS = [name for name in NAMES if name not in SHARED]
-EXPERIMENTS = [name for name in RUNS if name != "quickstart"]
+STUDIES = [name for name in RUNS if "/" in name]
+EXPERIMENTS = [name for name in RUNS if name != "quickstart" and name not in STUDIES]
 PATTERN = re.compile(
     r"(?P<dataset>cifar10|cifar100|tiny_imagenet)_(?P<network>(?:vgg|resnet)\d+)_"
     r"(?:(?P<dense>dense)|(?P<structure>irregular|channel)_(?P<density>0\.\d+))_t(?P<timesteps>\d+)"
@@ -74,9 +79,17 @@ def test_flagfile_is_parsed(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_flagfile_has_no_idle_line(name):
     lines = settings(name)
-    whole = parsed(lines)
-    idle = [line for i, line in enumerate(lines) if parsed(lines[:i] + lines[i + 1 :]) == whole]
-    assert not idle
+    # What a study shares is read after base.flags, of which it may take something back.
+    before = [BASE] if name in SHARED and "/" in name else []
+    whole = parsed(before + lines)
+
+    def idle(place: int) -> bool:
+        try:
+            return parsed(before + lines[:place] + lines[place + 1 :]) == whole
+        except UsageError:
+            return False
+
+    assert not [line for place, line in enumerate(lines) if idle(place)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,6 +106,8 @@ def test_shared_flagfile_includes_no_other(name):
 @pytest.mark.parametrize("name", RUNS)
 def test_flagfile_starts_with_base(name):
     expected = [BASE, SMALL] if name.endswith("_small") else [BASE]
+    if name in STUDIES:
+        expected.append(f"--flagfile=flags/{name.split('/')[0]}/shared.flags")
     assert [line for line in settings(name) if line.startswith("--flagfile")] == expected
     assert settings(name)[: len(expected)] == expected
 
@@ -123,7 +138,18 @@ def test_flagfile_name_agrees_with_settings(name):
     assert (config.width < 1) == bool(fields["small"])
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", STUDIES)
+def test_study_is_named_after_its_density_and_steps(name):
+    config, words = parsed(settings(name)), name.split("/")[1].split("_")
+    densities = [float(word) for word in words if word.startswith("0.")]
+    assert densities == ([] if config.method == "dense" else [config.density])
+    steps = [int(word[1:]) for word in words if re.fullmatch(r"t\d+", word)]
+    assert config.timesteps == (steps[0] if steps else 5)
+    for method in ("magnitude", "random", "dense"):
+        assert (words[0] == method) <= config.method.startswith(method)
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *STUDIES])
 def test_flagfile_meta_model_is_trained_by_its_dense_sibling(name):
     config = parsed(settings(name))
     if not config.meta_model:
