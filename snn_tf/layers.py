@@ -152,9 +152,7 @@ class LIF(keras.layers.Layer):
             spikes = self._rnn(current)
         else:
             scan = lif_compiled if self.implementation == "fused" else lif_scan
-            spikes = scan(
-                self.biased(current), *self._parameters(), self.timesteps, self.cell.surrogate
-            )
+            spikes = scan(self.biased(current), *self._parameters(), self.timesteps, self.cell.surrogate)
         return tf.cast(fold_time(spikes), inputs.dtype)
 
     def _native(self, current):

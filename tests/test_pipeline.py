@@ -38,6 +38,7 @@ SETTINGS = {
     "calibration_timesteps": 8,
     "calibration_batches": 2,
     "density": 0.2,
+    "precision": "float32",
     "seed": 3,
 }
 STEPS_PER_EPOCH = 1078 // 64
@@ -295,15 +296,15 @@ class Killed(BaseException):
 
 
 def killed_in(monkeypatch, stage: str, step: int) -> None:
-    """Ends the process in one step of a stage, after it has been computed."""
-    real = Trainer._one
+    """Ends the process in one step of a stage, after it has been computed; for calls of one step."""
+    real = Trainer._attend
 
-    def one(self, number, *rest):
+    def attend(self, number, *rest):
         real(self, number, *rest)
         if (self.folder.stage, number) == (stage, step):
             raise Killed
 
-    monkeypatch.setattr(Trainer, "_one", one)
+    monkeypatch.setattr(Trainer, "_attend", attend)
 
 
 def figures(found: dict) -> dict:
@@ -315,7 +316,7 @@ def figures(found: dict) -> dict:
 
 def test_killed_and_resumed_run_ends_with_the_same_figures(tmp_path, irregular, monkeypatch):
     """Killed in each of the three trainings; so one seed also gives one result."""
-    config = config_of(tmp_path, stage=STAGES[:5], checkpoint_every=3)
+    config = config_of(tmp_path, stage=STAGES[:5], checkpoint_every=3, steps_per_call=1)
     for stage, step in ((configs.TRAIN_ANN, 20), (configs.COMPRESS, 26), (configs.TRAIN_SNN, 5)):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             killed_in(patch, stage, step)
