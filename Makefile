@@ -1,5 +1,6 @@
 # make quickstart   the whole pipeline in little: flags/quickstart.flags
 # make test         the fast tests
+# make faults       runs that are killed, damaged, out of space: an hour
 # make check        format, lint, types and the fast tests
 # The first call makes .venv and installs what it needs; PYTHON=python3.12 chooses the interpreter.
 
@@ -8,13 +9,16 @@ PYTHON ?= python3
 version_ok = $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
 install = .venv/bin/pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: quickstart test check
+.PHONY: quickstart test faults check
 
 quickstart: .venv/core.stamp
 	.venv/bin/python train.py --flagfile=flags/quickstart.flags
 
 test: .venv/test.stamp
 	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+faults: .venv/test.stamp
+	.venv/bin/python -m pytest -m slow -s tests/faults
 
 check: .venv/test.stamp
 	.venv/bin/ruff format --check .

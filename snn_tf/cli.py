@@ -14,8 +14,10 @@ from typing import Any
 from absl import flags, logging
 
 from snn_tf import config as configs
+from snn_tf import interruption
 from snn_tf.config import Config
-from snn_tf.errors import UsageError, UserError
+from snn_tf.errors import Interrupted, UsageError, UserError
+from snn_tf.lock import locked
 
 _EPILOGUE = """
 Flags may stand in a file, one per line: --flagfile=FILE, several times and nested. The last value
@@ -117,8 +119,9 @@ def run() -> None:
     logging.set_verbosity(flags.FLAGS.verbosity)
     try:
         config = config_from_flags()
-        with _quiet_import(flags.FLAGS.verbosity < 0):
-            from snn_tf import stages
-        stages.run(config)
-    except UserError as error:
+        with interruption.handled(), locked(config.run_dir):
+            with _quiet_import(flags.FLAGS.verbosity < 0), interruption.deferred():
+                from snn_tf import stages
+            stages.run(config)
+    except (UserError, Interrupted) as error:
         _fail(error, error.exit_code)

@@ -7,6 +7,7 @@ answered before that.
 
 import dataclasses
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -267,9 +268,17 @@ class Config:
         0, "Most optimizer steps in one call of the compiled function; 0: as two seconds hold. No "
         "call goes past a mask update, a checkpoint, a log point or an epoch's end.", "Execution", (),
         "steps", low=0)
-    checkpoint_every: int = _setting(
-        0, "Steps between checkpoints; 0: an epoch.", "Execution", (), "steps", low=0)
+    checkpoint_every: str = _setting(
+        "0", "Steps between checkpoints, or minutes with an m, such as 10m; 0: an epoch.", "Execution",
+        (), "steps or minutes")
     keep_checkpoints: int = _setting(2, "Checkpoints kept per stage.", "Execution", low=1)
+    on_nonfinite: str = _setting(
+        "stop", "What a step does whose loss or gradient is not finite. stop: ends the training at the "
+        "last good checkpoint. skip: leaves weights, scores and slots as they are, and is counted.",
+        "Execution", choices=("stop", "skip"))
+    deterministic: bool = _setting(
+        False, "Only TensorFlow operations whose result is the same to the bit every time.",
+        "Execution")
     log_every: int = _setting(
         50, "Steps between the TensorBoard points of a training step.", "Execution", (), "steps",
         low=1)
@@ -288,6 +297,11 @@ class Config:
     def stages(self) -> tuple[str, ...]:
         """The stages to run, in the pipeline's order."""
         return STAGES if "all" in self.stage else tuple(s for s in STAGES if s in self.stage)
+
+    def checkpoint_interval(self) -> tuple[int, float]:
+        """Steps and seconds between checkpoints: one of the two is 0, both are if it is an epoch."""
+        number = int(str(self.checkpoint_every).removesuffix("m"))
+        return (0, 60.0 * number) if str(self.checkpoint_every).endswith("m") else (number, 0.0)
 
     def stage_seed(self, stage: str) -> int:
         """Seed of one stage's random numbers: its own, so that no two stages share any."""
@@ -314,6 +328,11 @@ def _check_together(config: Config) -> None:
     for flag, example in (("stage", "all"), ("run_dir", "runs/default"), ("dataset", "digits")):
         if not getattr(config, flag):
             raise UsageError(f"--{flag}=: must not be empty; an example is --{flag}={example}")
+    if not re.fullmatch(r"[0-9]{1,9}m?", str(config.checkpoint_every)):
+        raise UsageError(
+            f"--checkpoint_every={config.checkpoint_every}: must be a number of steps, such as 200, "
+            "or of minutes, such as 10m"
+        )
     first_last = config.profile_steps
     if first_last and (len(first_last) != 2 or first_last[0] >= first_last[1]):
         raise UsageError(f"--profile_steps={shown(first_last)}: must be two rising steps, such as 10,20")

@@ -20,3 +20,20 @@ class UsageError(UserError, ValueError):
     """The settings themselves are wrong; the line names flag, value and what is allowed."""
 
     exit_code = 2
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to stop.
+
+    It is no `Exception`, so that nothing on the way up takes it for a failure.
+
+    Args:
+      signal: its name, such as "SIGTERM".
+      kept: what was saved.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command, given again, goes on
+
+    def __init__(self, signal: str, kept: str = "what is finished is kept"):
+        super().__init__(f"stopped by {signal}; {kept}; the same command goes on from there")
+        self.signal = signal

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from snn_tf import native
 from snn_tf.config import Config
-from snn_tf.runs import read_json, write_json
+from snn_tf.files import read_json, write_json
 
 AUTOMATIC = ("lif", "jit_compile", "precision")
 
@@ -20,10 +20,14 @@ AUTOMATIC = ("lif", "jit_compile", "precision")
 def resolve(config: Config) -> Config:
     """Replaces every `auto` by what the run began with, or else by what suits this machine, and says so.
 
+    With `--deterministic`, TensorFlow computes so from here on, for the whole process.
+
     Raises:
       UsageError: what the run began with contradicts a setting given now.
       UserError: the run folder cannot be read or written.
     """
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     path = pathlib.Path(config.run_dir) / "execution.json"
     kept = read_json(path) if path.exists() else {}
     best = _best(config)

@@ -1,4 +1,8 @@
-"""What looks wrong in a training, and what helps: layers that never or always fire, a loss at rest."""
+"""What looks wrong in a training, and what helps.
+
+Layers that never or always fire, spikes that end before the output, parameters at their lower bound, a
+loss at rest.
+"""
 
 from collections.abc import Mapping
 
@@ -29,6 +33,34 @@ def firing(rates: Mapping[str, float]) -> dict[str, str]:
     return found
 
 
+def silenced(rates: Mapping[str, float]) -> list[str]:
+    """A warning if no spike reaches the output layer; rates as for `firing`, in the network's order."""
+    if not rates or list(rates.values())[-1] > 0.0:
+        return []
+    first = next(name for name, rate in rates.items() if rate == 0.0)
+    line = f"no spike reaches the output layer; the first silent layer is {first}"
+    return [f"{line}; lower --v_th_scale or --snn_learning_rate"]
+
+
+def at_bounds(parameters: Mapping[str, Mapping[str, float]], least: float) -> list[str]:
+    """A warning for each kind of parameter that training has brought to the least it may be.
+
+    A leak of 1, its upper bound, is nothing to warn of: every SNN starts there.
+
+    Args:
+      parameters: float32 values by layer name, of "v_th" and "leak".
+      least: their lower bound.
+    """
+    found = []
+    for kind, remedy in (("v_th", "--train_v_th=false"), ("leak", "--train_leak=false")):
+        # A parameter holds the bound as float32 does, which may be more.
+        names = [name for name, value in parameters[kind].items() if value <= least * (1 + 1e-6)]
+        if names:
+            line = f"{kind} of {', '.join(names)} is at its lower bound, {least:g}"
+            found.append(f"{line}; lower --snn_learning_rate, or set {remedy}")
+    return found
+
+
 class Watch:
     """Follows a stage's training, and says each thing once."""
 
@@ -46,10 +78,16 @@ class Watch:
         """The warnings that are new after an epoch; rates are those of the validation images."""
         self.epochs += 1
         warnings = [*firing(rates).values()]
-        first, best = self.losses[0], min(self.losses)
-        if self.epochs >= 2 and best > STILL * first:
+        if self.epochs >= 2 and min(self.losses) > STILL * self.losses[0]:
             # Figures would make it another sentence after every epoch.
             warnings.append(f"the loss does not move; {_LOSS_REMEDIES[self.stage]}")
+        return [f"{self.stage}: warning: {warning}" for warning in self._new(warnings)]
+
+    def once(self, step: int, warnings: list[str]) -> list[str]:
+        """Those of the warnings that have not been said, with the step."""
+        return [f"{self.stage}: warning: step {step}: {warning}" for warning in self._new(warnings)]
+
+    def _new(self, warnings: list[str]) -> list[str]:
         new = [warning for warning in warnings if warning not in self.said]
         self.said.update(new)
-        return [f"{self.stage}: warning: {warning}" for warning in new]
+        return new

@@ -4,10 +4,11 @@
     <run_dir>/<stage>/config.flags     all settings, resolved; usable as --flagfile
     <run_dir>/<stage>/checkpoints/     states of an unfinished training
     <run_dir>/<stage>/model.keras      the result, where the stage makes a network
+    <run_dir>/<stage>/manifest.json    sizes and SHA-256 of the stage's files, record.json included
     <run_dir>/<stage>/record.json      written last: the stage is done
     <run_dir>/tensorboard/<stage>/     TensorBoard's events
 
-Files are written beside their place and renamed, so that one that exists is whole.
+How files are written, so that one that exists is whole, is in `snn_tf.files`.
 """
 
 import contextlib
@@ -19,18 +20,19 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf import config as configs
+from snn_tf import files
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError, first_line
+from snn_tf.files import json_text, read_json, replacing, write_json, write_text
 
 UPSTREAM = {
     configs.TRAIN_ANN: None,
@@ -40,6 +42,7 @@ UPSTREAM = {
     configs.EVALUATE: configs.TRAIN_SNN,
     configs.EXPORT: configs.TRAIN_SNN,
 }
+_CHECKPOINTS = "checkpoints"
 _PACKAGES = (
     "tensorflow",
     "tf_keras",
@@ -48,45 +51,6 @@ _PACKAGES = (
     "numpy",
     "snn_tf",
 )
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path beside `path` to write to; renames it onto `path` if the block ends well.
-
-    Raises:
-      UserError: the disk is full, or the folder may not be written.
-    """
-    beside = path.with_name(f".writing-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        os.replace(beside, path)
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"{path}: could not be written: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """As `replacing`, for a folder; what stood at `path` is removed at the end."""
-    with replacing(path) as beside:
-        shutil.rmtree(beside, ignore_errors=True)
-        yield beside
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes plain types as indented JSON, atomically. Raises `UserError` as `replacing` does."""
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """Reads a JSON file of a run. Raises `UserError` if it is not there or not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: could not be read: {first_line(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +69,10 @@ class StageFolder:
         return self.run_dir / "tensorboard" / self.stage
 
     @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / _CHECKPOINTS
+
+    @property
     def done(self) -> bool:
         return (self.path / "record.json").exists()
 
@@ -118,10 +86,25 @@ class StageFolder:
 
     def fingerprint(self) -> str:
         """Identifies the stage's settings and everything upstream."""
-        return read_json(self.path / "stage.json")["fingerprint"]
+        return self._identity()["fingerprint"]
+
+    def _identity(self) -> dict[str, Any]:
+        path = self.path / "stage.json"
+        kept = read_json(path)
+        known = {"stage", "settings", "upstream", "fingerprint"}
+        if (
+            not isinstance(kept, dict)
+            or not kept.keys() >= known
+            or not isinstance(kept["settings"], dict)
+        ):
+            raise UserError(f"{path}: does not describe a stage")
+        return kept
 
     def open(self, config: Config, upstream: "Sequence[StageFolder]") -> None:
         """Makes the folder ready for its stage, new or unfinished or done, with the same settings.
+
+        What a process that was killed left half-written is removed. Files of this stage, if it is done,
+        and of those upstream are compared with their manifests.
 
         Args:
           config: the settings.
@@ -130,15 +113,18 @@ class StageFolder:
         Raises:
           UsageError: the folder holds the stage with other settings, and `--overwrite` is not given; or
             a stage upstream in the same run has other settings.
-          UserError: a stage upstream has not finished, or the folder cannot be written.
+          UserError: a stage upstream has not finished, a file is damaged (this stage's own only without
+            `--overwrite`), or the folder cannot be written.
         """
         for folder in upstream:
-            folder.record()
+            folder.check()
             if folder.run_dir == self.run_dir:
                 folder.require(config)
+        files.sweep(self.run_dir)
+        files.sweep(self.path)
         wanted = _identity(self.stage, config, upstream[0] if upstream else None)
         if (self.path / "stage.json").exists():
-            changes = _changes(read_json(self.path / "stage.json"), wanted)
+            changes = self._damage(config) or _changes(self._identity(), wanted)
             if not changes:
                 return
             if not config.overwrite and self._holds_work():
@@ -151,17 +137,41 @@ class StageFolder:
         lines = (
             f"--{name}={configs.shown(value)}\n" for name, value in dataclasses.asdict(config).items()
         )
-        with replacing(self.path / "config.flags") as beside:
-            beside.write_text("".join(lines))
+        write_text(self.path / "config.flags", "".join(lines))
         write_json(self.path / "stage.json", wanted)
+
+    def check(self) -> None:
+        """Raises `UserError` if the stage has not finished, or a file is not what its manifest says."""
+        self.record()
+        if not (self.path / files.MANIFEST).exists():
+            print(f"{self.path}: has no {files.MANIFEST}, so its files are used without a check")
+            return
+        try:
+            files.check(self.path)
+        except files.Damaged as error:
+            raise UserError(
+                f"{error}; run --stage={self.stage} again with --overwrite, which moves {self.path} "
+                "aside, or delete its record.json to make it again from the last checkpoint"
+            ) from error
+
+    def _damage(self, config: Config) -> str:
+        """What `--overwrite` lets be damaged in a finished stage; empty if nothing is."""
+        try:
+            if self.done:
+                self.check()
+        except UserError as error:
+            if not config.overwrite:
+                raise
+            return str(error)
+        return ""
 
     def _holds_work(self) -> bool:
         """Whether there is anything to lose: a finished stage, or checkpoints of an unfinished one."""
-        return self.done or any((self.path / "checkpoints").glob("*"))
+        return self.done or any(self.checkpoints.glob("*"))
 
     def require(self, config: Config) -> None:
         """Raises `UsageError` if the stage was made with other settings than these."""
-        made = read_json(self.path / "stage.json")
+        made = self._identity()
         if changes := _changes(made, {**made, "settings": _settings(self.stage, config)}):
             raise UsageError(
                 f"{self.path} was made with other settings ({changes}); run --stage={self.stage} again, "
@@ -181,7 +191,7 @@ class StageFolder:
                     raise UserError(line) from error
 
     def finish(self, config: Config, seconds: float, facts: Mapping[str, Any]) -> None:
-        """Writes the record: the stage is done."""
+        """Writes the manifest and the record: the stage is done."""
         provenance = {
             "stage": self.stage,
             "config": dataclasses.asdict(config),
@@ -192,7 +202,9 @@ class StageFolder:
             "device": device(),
             "seconds": round(seconds, 3),
         }
-        write_json(self.path / "record.json", {**provenance, **facts})
+        text = json_text({**provenance, **facts})
+        files.write_manifest(self.path, self.fingerprint(), {"record.json": text}, without=_CHECKPOINTS)
+        write_text(self.path / "record.json", text)
 
     def save_model(self, model: keras.Model) -> None:
         """Writes `model.keras`: graph, weights and masks."""

@@ -20,6 +20,7 @@ from snn_tf import (
     execution,
     export,
     health,
+    interruption,
     models,
     pruners,
     pruning,
@@ -29,10 +30,11 @@ from snn_tf import (
 )
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
+from snn_tf.files import replacing, replacing_folder
 from snn_tf.graph import Graph, is_neuron
 from snn_tf.layers import use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
-from snn_tf.runs import UPSTREAM, StageFolder, replacing, replacing_folder
+from snn_tf.runs import UPSTREAM, StageFolder
 from snn_tf.update import Recipe
 
 Facts = dict[str, Any]
@@ -44,10 +46,12 @@ def run(config: Config) -> None:
     Raises:
       UsageError: settings contradict each other or what the run folder holds.
       UserError: data, files or a training are not as they must be.
+      Interrupted: a signal came, and `snn_tf.interruption` handles them.
     """
     config = execution.resolve(config)
     source = functools.cache(lambda: data.load(config))
     for stage in config.stages():
+        interruption.check()
         if stage == configs.TRAIN_ANN and config.meta_model:
             print(f"{stage}: taken from {config.meta_model}")
             continue
@@ -258,6 +262,7 @@ def _trained(trainer: training.Trainer, result: evaluation.Evaluation) -> Facts:
     return {
         "validation_accuracy": result.accuracy,
         "steps": trainer.total_steps,
+        "skipped_steps": int(trainer.update.skipped),
         "seconds": float(trainer.seconds),
     }
 

@@ -16,17 +16,20 @@ import tensorflow as tf
 import tf_keras as keras
 from tqdm import tqdm
 
-from snn_tf import data, health
+from snn_tf import data, health, interruption
+from snn_tf.checkpoints import Checkpoints
 from snn_tf.config import Config
-from snn_tf.errors import UserError, first_line
+from snn_tf.errors import Interrupted, UserError
 from snn_tf.evaluation import Evaluation, Evaluator
-from snn_tf.graph import Graph, is_norm
-from snn_tf.layers import dropout_seed
+from snn_tf.graph import Graph, is_neuron
+from snn_tf.layers import LEAST, LIF, dropout_seed
 from snn_tf.objectives import AttentionGuided, Objective
 from snn_tf.pruners import Pruner
 from snn_tf.runs import StageFolder
 from snn_tf.summaries import TensorBoard
-from snn_tf.update import Batch, Recipe, Update
+from snn_tf.update import Batch, Recipe, Update, moving_statistics
+
+Values = dict[str, float]
 
 _SHOWN_MAPS = 4
 _LONGEST_CALL = 2.0  # seconds
@@ -67,36 +70,35 @@ class Trainer:
         self.evaluator = Evaluator(model, config.batch_size)
         self.board = TensorBoard(folder.tensorboard)
         self.watch = health.Watch(folder.stage)
-        self.manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(
-                model=model,
-                optimizer=self.update.optimizer,
-                seconds=self.seconds,
-                **({"pruner": pruner} if pruner else {}),
-            ),
-            str(folder.path / "checkpoints"),
-            max_to_keep=config.keep_checkpoints,
+        self.validated = tf.Variable(0, trainable=False, dtype=tf.int64, name="validated")
+        self.saved = time.perf_counter()
+        self.skipped_before = 0  # up to the last epoch's end
+        self.checkpoints = Checkpoints(
+            folder.checkpoints,
+            folder.fingerprint(),
+            config.keep_checkpoints,
+            model=model,
+            optimizer=self.update.optimizer,
+            skipped=self.update.skipped,
+            seconds=self.seconds,
+            validated=self.validated,
+            **({"pruner": pruner} if pruner else {}),
         )
 
     def run(self) -> Evaluation:
         """Trains to the end and returns the model's evaluation on the validation split.
 
         Raises:
-          UserError: the loss is not finite, or a checkpoint could not be written.
+          UserError: loss or gradient is not finite, or a checkpoint could not be written.
+          Interrupted: a signal came; the step under way is finished and saved.
         """
         # Keras models are cycles of references: those of the way here are freed now, not at some time.
         gc.collect()
-        first = self._restore()
-        batches = iter(
-            data.training_batches(
-                self.source.train,
-                self.source.spec,
-                self.config.batch_size,
-                self.seed,
-                first,
-                self.total_steps,
-            )
-        )
+        first = self.checkpoints.restore()
+        self.skipped_before = int(self.update.skipped)
+        if self._validates(first) and self.validated < first:
+            self._validate(first, next(self._batches(first - 1)))
+        batches = self._batches(first)
         progress = tqdm(
             total=self.total_steps * self.config.batch_size,
             initial=first * self.config.batch_size,
@@ -105,9 +107,9 @@ class Trainer:
             unit_scale=True,
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )
-        self.counted = time.perf_counter()
+        self.counted = self.saved = time.perf_counter()
         step, affordable = first, 1
-        with progress:
+        with progress, interruption.deferred():
             while step < self.total_steps:
                 count = min(affordable, self._until_next_halt(step))
                 began = time.perf_counter()
@@ -117,43 +119,76 @@ class Trainer:
                 # The first call compiles: what it says of a step's length is corrected by the next.
                 affordable = max(1, int(count * _LONGEST_CALL / (time.perf_counter() - began)))
                 step += count
-                self._attend(step, values, batch, progress)
                 progress.update(count * self.config.batch_size)
+                self._attend_or_save(step, values, batch, progress)
         self._count_time()
         return self.evaluator.evaluate(self.source.validation)
 
+    def _batches(self, first: int) -> Iterator[Batch]:
+        """What the steps after `first` see."""
+        config, source = self.config, self.source
+        return iter(
+            data.training_batches(
+                source.train, source.spec, config.batch_size, self.seed, first, self.total_steps
+            )
+        )
+
     def _until_next_halt(self, step: int) -> int:
         """Steps that may run in one call after `step`: up to the next one that something waits for."""
-        intervals = [self.steps_per_epoch, self.config.log_every, self._checkpoint_interval()]
+        intervals = [self.steps_per_epoch, self.config.log_every]
+        intervals += [self.config.checkpoint_interval()[0] or self.steps_per_epoch]
         intervals += [self.pruner.interval] if self.pruner else []
         halts = [interval - step % interval for interval in intervals]
         halts += [traced - step for traced in self._traced() if traced > step]
         longest = self.config.steps_per_call or self.total_steps
         return min(longest, self.total_steps - step, *halts)
 
-    def _checkpoint_interval(self) -> int:
-        return self.config.checkpoint_every or self.steps_per_epoch
+    def _is_to_save(self, step: int) -> bool:
+        steps, seconds = self.config.checkpoint_interval()
+        if seconds:
+            due = time.perf_counter() - self.saved >= seconds
+        else:
+            due = step % (steps or self.steps_per_epoch) == 0
+        return due or step == self.total_steps
 
     def _traced(self) -> tuple[int, int]:
         """The last step before a profiler trace, and the last in it."""
         first, last = self.config.profile_steps or (1, 0)
         return first - 1, last
 
-    def _attend(self, step: int, values: dict[str, float], batch: Batch, progress: tqdm) -> None:
+    def _attend_or_save(self, step: int, values: Values, batch: Batch, progress: tqdm) -> None:
+        """Does what is due after `step` steps; if a signal has come, saves them and raises."""
+        try:
+            self._attend(step, values, batch, progress)
+            interruption.check()
+        except Interrupted as stopped:
+            self._save(step)
+            raise Interrupted(
+                stopped.signal,
+                f"{self.folder.stage}: step {step} of {self.total_steps} is saved",
+            ) from None
+
+    def _attend(self, step: int, values: Values, batch: Batch, progress: tqdm) -> None:
         """Does what is due after `step` steps, of which the last made `values` of `batch`."""
+        self._check_finite(step)
         ends_epoch = step % self.steps_per_epoch == 0
         if ends_epoch or step % self.config.log_every == 0:
             self._log(step, values, progress)
         if self.pruner and self.pruner.due(step):
-            self._check_finite()
             churn = self.pruner.update(step, self.update.optimizer)
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
-        validates = step % (self.steps_per_epoch * self.config.validate_every) == 0
-        if validates or step == self.total_steps:
-            self._validate(step, batch, progress)
+        if ends_epoch:
+            self._warn(step, health.at_bounds(self._neuron_parameters(), LEAST))
+        if self._validates(step):
+            with interruption.immediate():
+                self._validate(step, batch)
         self._count_time()
-        if step % self._checkpoint_interval() == 0 or step == self.total_steps:
+        if self._is_to_save(step):
             self._save(step)
+
+    def _validates(self, step: int) -> bool:
+        interval = self.steps_per_epoch * self.config.validate_every
+        return step > 0 and (step % interval == 0 or step == self.total_steps)
 
     def _count_time(self) -> None:
         """Adds what has passed since it was last called: steps, waiting for data, and checkpoints."""
@@ -174,8 +209,7 @@ class Trainer:
             tf.profiler.experimental.stop()
             self.profiling = False
 
-    def _log(self, step: int, values: dict[str, float], progress: tqdm) -> None:
-        self._check_finite()
+    def _log(self, step: int, values: Values, progress: tqdm) -> None:
         self.watch.saw(values["loss"])
         progress.set_postfix(
             loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}", refresh=False
@@ -186,20 +220,24 @@ class Trainer:
             {
                 "loss/total": values.pop("loss"),
                 "accuracy/training": values.pop("accuracy"),
+                "skipped_steps": int(self.update.skipped),
                 "learning_rate": float(self.update.rate(step - 1)),
                 **({"images_per_second": rate} if rate else {}),
                 **values,
             },
         )
 
-    def _validate(self, step: int, batch: Batch, progress: tqdm) -> None:
+    def _validate(self, step: int, batch: Batch) -> None:
         evaluation = self.evaluator.evaluate(self.source.validation)
         self.board.state(step, self.model, evaluation)
-        for warning in self.watch.end_epoch(evaluation.spike_rates()):
-            progress.write(warning)
+        rates = evaluation.spike_rates()
+        for warning in self.watch.end_epoch(rates):
+            tqdm.write(warning)
+        self._warn(step, health.silenced(rates))
         if isinstance(self.objective, AttentionGuided):
             self.board.attention_maps(step, self.shown, self.objective.maps(self.shown))
             self.board.scalars(step, self._gradient_shares(*batch))
+        self.validated.assign(step)
 
     @functools.cached_property
     def shown(self) -> tf.Tensor:
@@ -227,44 +265,49 @@ class Trainer:
         total = sum(norms.values()) or 1.0
         return {f"gradient_share/{name}": norm / total for name, norm in norms.items()}
 
-    def _check_finite(self) -> None:
-        if (bad := int(self.update.first_bad_step)) >= 0:
-            self._stop(f"the loss is not finite at step {bad}")
+    def _neuron_parameters(self) -> dict[str, dict[str, float]]:
+        """v_th and leak by layer name; of an ANN, none."""
+        layers = Graph.of(self.model).select(is_neuron)
+        cells = {name: layer.cell for name, layer in layers.items() if isinstance(layer, LIF)}
+        return {
+            parameter: {name: float(getattr(cell, parameter)) for name, cell in cells.items()}
+            for parameter in ("v_th", "leak")
+        }
+
+    def _warn(self, step: int, warnings: list[str]) -> None:
+        for line in self.watch.once(step, warnings):
+            tqdm.write(line)
+
+    def _check_finite(self, step: int) -> None:
+        """Looks at the steps up to `step` for loss or gradients that are not finite."""
+        skipped, bad = int(self.update.skipped), int(self.update.bad_step)
+        if not bad:
+            return
+        layers = _listed(self.update.bad_layers())
+        if self.config.on_nonfinite == "stop":
+            self._stop(f"loss or gradient is not finite at step {bad} ({layers})")
+        self._warn(bad, [f"loss or gradient is not finite ({layers}); such steps are skipped"])
+        if step % self.steps_per_epoch == 0:
+            if skipped - self.skipped_before >= self.steps_per_epoch:
+                self._stop(f"loss or gradient is not finite at any step of the epoch up to {step}")
+            self.skipped_before = skipped
 
     def _stop(self, reason: str) -> NoReturn:
-        kept = self.manager.latest_checkpoint or "none"
+        kept = self.checkpoints.newest or "none"
         raise UserError(
             f"{self.folder.stage}: {reason}; last good checkpoint: {kept}; "
-            "lower the learning rate, or set --clip_norm"
+            "lower the learning rate, or set --clip_norm or --on_nonfinite=skip"
         )
 
-    def _restore(self) -> int:
-        """Restores the newest checkpoint and returns the number of finished steps."""
-        try:
-            newest = self.manager.restore_or_initialize()
-        except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
-            newest, line = self.manager.latest_checkpoint, first_line(error)
-            raise UserError(f"{newest}: checkpoint could not be read: {line}") from error
-        if newest is None:
-            return 0
-        return int(self.update.optimizer.iterations)
-
     def _save(self, step: int) -> None:
-        """Keeps the state after `step` steps. Weights that a finite loss spoils are found here."""
-        self._check_finite()
+        """Keeps the state after `step` steps. Weights that a finite gradient spoils are found here."""
         spoilt = [v.name for v in self.update.variables if not tf.reduce_all(tf.math.is_finite(v))]
         if spoilt:
             self._stop(f"{', '.join(spoilt)} not finite after step {step}")
-        try:
-            self.manager.save(checkpoint_number=step)
-        except (OSError, tf.errors.OpError) as error:
-            line = first_line(error)
-            raise UserError(
-                f"{self.manager.directory}: checkpoint could not be written: {line}"
-            ) from error
+        self.checkpoints.save(step)
+        self.saved = time.perf_counter()
 
 
-def moving_statistics(model: keras.Model) -> list[tf.Variable]:
-    """Moving means and variances of a model's batch normalisation: what training passes move besides."""
-    layers = Graph.of(model).select(is_norm).values()
-    return [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
+def _listed(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more layers" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""One optimizer step: gradient, scores, decay, masks, clipping, update; and many of them in one call.
+"""One optimizer step: gradient, decay, masks, scores, clipping, update; and many of them in one call.
 
 `Update` is what a training consists of, without data, checkpoints and events: those are in
 `snn_tf.training`.
@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf.config import Config
-from snn_tf.graph import Graph, inner, is_neuron, is_synapse
+from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
 from snn_tf.layers import LIF, dropout_seed
 from snn_tf.objectives import Objective
 from snn_tf.pruners import Pruner
@@ -76,7 +76,10 @@ class Update:
       several: the compiled function of many steps: an iterator over batches and their number, at least
         1, to the last one's values and its batch. No Python runs between its steps.
       variables: what the optimizer moves.
-      first_bad_step: number of the first step, from 1, whose loss was not finite; -1 for none.
+      skipped: number of steps whose loss or gradient was not finite: these left everything but the
+        optimizer's count of steps as it was.
+      bad_step: number of the last such step, from 1; 0 for none.
+      bad_gradients: whether the gradient of each of `variables` was not finite in it.
     """
 
     def __init__(
@@ -102,20 +105,30 @@ class Update:
         self.kernels = {
             inner(layer).kernel.ref(): name for name, layer in Graph.of(model).select(is_synapse).items()
         }
-        self.first_bad_step = tf.Variable(-1, trainable=False, dtype=tf.int64, name="first_bad_step")
+        self.skipped = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped")
+        self.bad_step = tf.Variable(0, trainable=False, dtype=tf.int64, name="bad_step")
+        self.bad_gradients = tf.Variable(
+            [False] * len(self.variables), trainable=False, name="bad_gradients"
+        )
         self.step = tf.function(self.compute, jit_compile=config.jit_compile == "true" or None)
         self.several = tf.function(self._several)
 
     def compute(self, images: tf.Tensor, labels: tf.Tensor) -> Values:
         """What `step` compiles."""
         number = tf.cast(self.optimizer.iterations, tf.int32)
+        statistics = [(v, tf.identity(v)) for v in moving_statistics(self.model)]
         with dropout_seed(tf.stack([self.seed, number])), tf.GradientTape() as tape:
             terms, logits = self.objective(images, labels)
             loss = tf.add_n(list(terms.values()))
-        gradients = self.prepared(tape.gradient(loss, self.variables))
-        bad = tf.logical_not(tf.math.is_finite(loss)) & (self.first_bad_step < 0)
-        self.first_bad_step.assign(tf.where(bad, tf.cast(number + 1, tf.int64), self.first_bad_step))
-        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+        raw = tape.gradient(loss, self.variables)
+        ready = self.prepared(raw)
+        squares = tf.stack([tf.nn.l2_loss(gradient) for gradient in ready])
+        norm = tf.sqrt(2.0 * tf.reduce_sum(squares))
+        tf.cond(
+            tf.math.is_finite(loss) & tf.math.is_finite(norm),
+            lambda: self.apply(raw, ready, norm),
+            lambda: self._skip(squares, statistics),
+        )
         guesses = tf.argmax(logits, axis=1, output_type=labels.dtype)
         accuracy = tf.reduce_mean(tf.cast(guesses == labels, tf.float32))
         return {
@@ -135,15 +148,10 @@ class Update:
         return values, batch
 
     def prepared(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Scores the raw gradients, then adds weight decay, gates by the masks, and clips.
+        """Adds weight decay to the raw gradients and gates by the masks.
 
         Gating keeps optimizer slots, and so weights, at zero outside the masks.
         """
-        named = {
-            self.kernels.get(v.ref(), ""): g for v, g in zip(self.variables, gradients, strict=True)
-        }
-        if self.pruner:
-            self.pruner.observe(named)
         gates = self._gates()
         ready = []
         for variable, gradient in zip(self.variables, gradients, strict=True):
@@ -152,9 +160,46 @@ class Update:
                     gradient += self.weight_decay * variable
                 gradient = gradient * gates[name] if name in gates else gradient
             ready.append(gradient)
-        if self.clip_norm:
-            ready, _ = tf.clip_by_global_norm(ready, self.clip_norm)
         return ready
+
+    def apply(self, raw: list[tf.Tensor], ready: list[tf.Tensor], norm: tf.Tensor) -> None:
+        """Scores the raw gradients, clips the others by their global norm, and moves the variables."""
+        if self.pruner:
+            self.pruner.observe(
+                {self.kernels.get(v.ref(), ""): g for v, g in zip(self.variables, raw, strict=True)}
+            )
+        clipped = self.clipped(ready, norm)
+        self.optimizer.apply_gradients(zip(clipped, self.variables, strict=True))
+
+    def clipped(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> list[tf.Tensor]:
+        """Scales gradients of a global norm `norm` to at most `--clip_norm`."""
+        if not self.clip_norm:
+            return gradients
+        return tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)[0]
+
+    def _skip(self, squares: tf.Tensor, statistics: list[tuple[tf.Variable, tf.Tensor]]) -> None:
+        """Counts a step that is not finite, and takes back what its pass did to moving statistics.
+
+        Args:
+          squares: half the square of each gradient's norm.
+          statistics: moving statistics and their values before the pass.
+        """
+        for variable, value in statistics:
+            variable.assign(value)
+        self.skipped.assign_add(1)
+        self.optimizer.iterations.assign_add(1)
+        self.bad_step.assign(self.optimizer.iterations)
+        self.bad_gradients.assign(~tf.math.is_finite(squares))
+
+    def bad_layers(self) -> list[str]:
+        """Layers whose gradient was not finite in the last step that was not."""
+        owners = {
+            variable.ref(): name
+            for name, layer in Graph.of(self.model).layers.items()
+            for variable in layer.trainable_variables
+        }
+        pairs = zip(self.variables, self.bad_gradients.numpy(), strict=True)
+        return list(dict.fromkeys(owners[variable.ref()] for variable, bad in pairs if bad))
 
     def _gates(self) -> dict[str, tf.Tensor]:
         if self.pruner:
@@ -170,3 +215,9 @@ def trained_variables(model: keras.Model, config: Config) -> list[tf.Variable]:
             fixed |= set() if config.train_leak else {layer.cell.leak.ref()}
             fixed |= set() if config.train_v_th else {layer.cell.v_th.ref()}
     return [variable for variable in model.trainable_variables if variable.ref() not in fixed]
+
+
+def moving_statistics(model: keras.Model) -> list[tf.Variable]:
+    """Moving means and variances of a model's batch normalisation: what training passes move besides."""
+    layers = Graph.of(model).select(is_norm).values()
+    return [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]

@@ -31,6 +31,8 @@ WITHOUT_RESULT = {
     "steps_per_call",
     "checkpoint_every",
     "keep_checkpoints",
+    "on_nonfinite",
+    "deterministic",
     "log_every",
     "validate_every",
     "profile_steps",
@@ -45,6 +47,8 @@ def values(name: str) -> st.SearchStrategy:
     if name == "profile_steps":
         pair = st.tuples(st.integers(0, 1000), st.integers(1, 1000)).map(lambda ab: (ab[0], sum(ab)))
         return st.just(()) | pair
+    if name == "checkpoint_every":
+        return st.from_regex(r"\A[0-9]{1,9}m?\Z")
     if setting.choices:
         return st.sampled_from(setting.choices)
     if isinstance(default, bool):
@@ -278,3 +282,18 @@ def test_config_stage_seeds_are_distinct_and_within_range():
 def test_empty_setting_is_refused_with_an_example(flag, empty):
     with pytest.raises(UsageError, match=f"--{flag}=: must not be empty; an example is --{flag}=."):
         Config(**{flag: empty})
+
+
+@pytest.mark.parametrize(
+    "given, steps, seconds", [("0", 0, 0.0), ("200", 200, 0.0), ("10m", 0, 600.0), ("0m", 0, 0.0)]
+)
+def test_checkpoint_interval_is_in_steps_or_minutes(given, steps, seconds):
+    assert Config(checkpoint_every=given).checkpoint_interval() == (steps, seconds)
+
+
+@pytest.mark.parametrize(
+    "given", ["", "-1", "10 m", "1.5m", "m", "10s", "ten", "1e3", "9" * 10, "\u0661"]
+)
+def test_checkpoint_interval_that_is_neither_is_refused(given):
+    with pytest.raises(UsageError, match=f"--checkpoint_every={given}: must be a number of steps"):
+        Config(checkpoint_every=given)

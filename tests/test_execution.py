@@ -93,3 +93,12 @@ def test_choice_is_shown_once(machine, tmp_path, capsys):
     machine()
     resolved(tmp_path)
     assert "execution: --lif=native, --jit_compile=false, --precision=float32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_is_tensorflows(machine, tmp_path, monkeypatch, deterministic):
+    machine()
+    asked = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
+    execution.resolve(Config(run_dir=str(tmp_path), deterministic=deterministic))
+    assert bool(asked) == deterministic

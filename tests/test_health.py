@@ -1,5 +1,6 @@
 """Warnings of a training: each once, with what helps."""
 
+import numpy as np
 import pytest
 
 from snn_tf import health
@@ -44,3 +45,36 @@ def test_layer_is_complained_of_once_until_it_changes_its_habit():
     assert ended(watch, [1.0], {"a": 0.0, "b": 0.2}) == []
     (line,) = ended(watch, [1.0], {"a": 1.0, "b": 0.2})
     assert line == "train_snn: warning: layer a fires at every step; raise --v_th_scale"
+
+
+# --- silence and bounds
+
+
+@pytest.mark.parametrize(
+    ("rates", "first"), [({"a": 0.0, "b": 0.0}, "a"), ({"a": 0.2, "b": 0.0, "c": 0.0}, "b")]
+)
+def test_layer_at_which_spikes_end_is_named(rates, first):
+    (line,) = health.silenced(rates)
+    assert line.startswith(f"no spike reaches the output layer; the first silent layer is {first};")
+
+
+@pytest.mark.parametrize("rates", [{}, {"a": 0.1, "b": 1e-9}, {"beside a shortcut": 0.0, "b": 0.1}])
+def test_spikes_that_reach_the_output_are_no_silence(rates):
+    assert health.silenced(rates) == []
+
+
+def test_parameters_at_their_lower_bound_are_named():
+    least = np.float32(1e-3)  # 0.0010000000475
+    found = health.at_bounds(
+        {"v_th": {"a": least, "b": 2 * least}, "leak": {"a": 1.0, "b": least}}, 1e-3
+    )
+    v_th, leak = found
+    assert v_th.startswith("v_th of a is at its lower bound, 0.001; ") and "--train_v_th" in v_th
+    assert leak.startswith("leak of b is at its lower bound, 0.001; ") and "--train_leak" in leak
+    assert health.at_bounds({"v_th": {"a": 1.1e-3}, "leak": {"a": 1.0}}, 1e-3) == []
+
+
+def test_warning_with_a_step_is_said_once():
+    watch = health.Watch(TRAIN_SNN)
+    assert watch.once(7, ["odd"]) == ["train_snn: warning: step 7: odd"]
+    assert watch.once(8, ["odd", "new"]) == ["train_snn: warning: step 8: new"]

@@ -12,7 +12,7 @@ LEVELS = {
     for level, names in enumerate(
         (
             ("errors",),
-            ("config", "budget"),
+            ("config", "budget", "interruption", "lock", "files"),
             (
                 "convolution",
                 "health",
@@ -24,7 +24,7 @@ LEVELS = {
                 "costs",
             ),
             ("neuron", "splits", "tiny_imagenet", "results"),
-            ("layers", "runs", "comparison", "image_folder", "tfds_source", "batches"),
+            ("layers", "runs", "checkpoints", "comparison", "image_folder", "tfds_source", "batches"),
             ("execution", "graph", "data"),
             ("folding", "surgery"),
             ("models",),
@@ -41,7 +41,7 @@ LEVELS = {
 }
 WITHOUT_TENSORFLOW = (
     *("budget", "channels", "comparison", "config", "costs"),
-    *("errors", "health", "report", "results", "sparsity"),
+    *("errors", "health", "interruption", "lock", "report", "results", "sparsity"),
 )
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 

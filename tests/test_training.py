@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from snn_tf import data, models, pruners, pruning
 from snn_tf.config import Config
-from snn_tf.errors import UserError
+from snn_tf.errors import Interrupted, UserError
+from snn_tf.files import write_json
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
+from snn_tf.interruption import handled
 from snn_tf.objectives import AttentionGuided, CrossEntropy
 from snn_tf.runs import StageFolder
 from snn_tf.training import Trainer
@@ -31,7 +35,7 @@ SETTINGS = {
     "compress_epochs": EPOCHS,
     "density": 0.3,
     "timesteps": 2,
-    "checkpoint_every": 2,
+    "checkpoint_every": "2",
     "log_every": 1,
 }
 
@@ -82,6 +86,14 @@ def student(config: Config) -> pruners.Pruner:
     return pruner
 
 
+def stage_folder(run_dir, stage: str) -> StageFolder:
+    """A stage's folder with what a trainer reads from it."""
+    folder = StageFolder(run_dir, stage)
+    identity = {"stage": stage, "settings": {}, "upstream": None, "fingerprint": stage}
+    write_json(folder.path / "stage.json", identity)
+    return folder
+
+
 def trainer_of(kind: str, run_dir, **settings) -> Trainer:
     """A trainer of train_ann, compress (three kinds) or train_snn, made as by a new process."""
     if kind in ("irregular", "channel"):
@@ -91,15 +103,15 @@ def trainer_of(kind: str, run_dir, **settings) -> Trainer:
     if kind == "ann":
         model, recipe = network(config), Recipe("sgd", 0.05, 1e-3, EPOCHS)
         objective = CrossEntropy(model, config)
-        return Trainer(config, recipe, model, objective, DATA, StageFolder(run_dir, "train_ann"))
+        return Trainer(config, recipe, model, objective, DATA, stage_folder(run_dir, "train_ann"))
     recipe = Recipe("adam", 0.01, 1e-3, EPOCHS)
     if kind == "snn":
         model = spiking(config)
         objective = CrossEntropy(model, config)
-        return Trainer(config, recipe, model, objective, DATA, StageFolder(run_dir, "train_snn"))
+        return Trainer(config, recipe, model, objective, DATA, stage_folder(run_dir, "train_snn"))
     pruner = student(config)
     objective = AttentionGuided(pruner, network(config, seed=9), config)
-    folder = StageFolder(run_dir, "compress")
+    folder = stage_folder(run_dir, "compress")
     return Trainer(config, recipe, pruner.model, objective, DATA, folder, pruner)
 
 
@@ -123,7 +135,7 @@ def linear_trainer(run_dir, config, recipe, model=None, pruner=None) -> Trainer:
     spec = dataclasses.replace(DATA.spec, image_shape=(2, 2, 1), augment="none")
     source = data.Data(spec, *small, small[1])
     objective = CrossEntropy(model, config)
-    return Trainer(config, recipe, model, objective, source, StageFolder(run_dir, "train_ann"), pruner)
+    return Trainer(config, recipe, model, objective, source, stage_folder(run_dir, "train_ann"), pruner)
 
 
 def state(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -234,8 +246,9 @@ def made_up(variables) -> list[np.ndarray]:
 
 
 def prepared(trainer: Trainer, gradients) -> dict[str, np.ndarray]:
-    """What `prepared` makes of gradients, kernels by layer name and the rest by position."""
+    """What the optimizer gets of gradients, kernels by layer name and the rest by position."""
     results = trainer.update.prepared([tf.constant(gradient) for gradient in gradients])
+    results = trainer.update.clipped(results, tf.linalg.global_norm(results))
     keys = [
         trainer.update.kernels.get(variable.ref(), str(number))
         for number, variable in enumerate(trainer.update.variables)
@@ -285,8 +298,9 @@ def test_gradients_get_decay_then_gates_then_clipping(tmp_path, kind, clip_norm)
 def test_scores_average_the_raw_gradient_of_every_weight(tmp_path, kind):
     trainer = trainer_of(kind, tmp_path, clip_norm=1e-3, score_decay=0.75)
     gradients = made_up(trainer.update.variables)
-    prepared(trainer, gradients)
-    prepared(trainer, gradients)
+    nothing = [tf.zeros(variable.shape) for variable in trainer.update.variables]
+    for _ in range(2):
+        trainer.update.apply([tf.constant(g) for g in gradients], nothing, tf.constant(0.0))
     raw = {
         trainer.update.kernels[v.ref()]: g
         for v, g in zip(trainer.update.variables, gradients, strict=True)
@@ -430,8 +444,8 @@ def test_killed_and_resumed_training_ends_bit_for_bit_the_same(tmp_path, kind, k
     for killed_after, restored in kills:
         trainer = trainer_of(kind, tmp_path)
         run_and_be_killed(trainer, killed_after)
-        newest = trainer.manager.latest_checkpoint
-        assert (newest is None) if not restored else newest.endswith(f"-{restored}")
+        newest = trainer.checkpoints.newest
+        assert (newest is None) if not restored else newest.name == f"step-{restored}"
     resumed = trainer_of(kind, tmp_path)
     counts, several = [], resumed.update.several
     resumed.update.several = lambda *rest: (counts.append(int(rest[1])), several(*rest))[1]
@@ -461,14 +475,14 @@ def test_number_of_steps_in_a_call_does_not_change_a_bit(tmp_path, kind, finishe
 
 
 def test_calls_halt_at_checkpoints_masks_log_points_epochs_and_traces(tmp_path):
-    halts = {"checkpoint_every": 5, "mask_update": 4, "log_every": 7, "profile_steps": (9, 10)}
+    halts = {"checkpoint_every": "5", "mask_update": 4, "log_every": 7, "profile_steps": (9, 10)}
     trainer = trainer_of("irregular", tmp_path, **halts)
     step, seen = 0, []
     while step < STEPS:
         step += trainer._until_next_halt(step)
         seen.append(step)
     assert seen == [3, 4, 5, 6, 7, 8, 9, 10, 12]
-    few = trainer_of("irregular", tmp_path, steps_per_call=2, checkpoint_every=100, log_every=100)
+    few = trainer_of("irregular", tmp_path, steps_per_call=2, checkpoint_every="100", log_every=100)
     assert [few._until_next_halt(step) for step in range(4)] == [2, 2, 1, 2]
 
 
@@ -484,16 +498,19 @@ def test_training_killed_between_its_last_checkpoint_and_its_record_does_nothing
         assert np.array_equal(first.numpy(), second.numpy())
 
 
-def test_checkpoint_that_is_damaged_is_named_in_one_line(tmp_path):
-    config, recipe = Config(batch_size=8, checkpoint_every=1), Recipe("sgd", 0.1, 0.0, 1)
-    trainer = linear_trainer(tmp_path, config, recipe)
-    trainer.run()
-    newest = trainer.manager.latest_checkpoint
-    with open(f"{newest}.data-00000-of-00001", "r+b") as file:
+def test_damaged_checkpoint_is_named_and_training_goes_on_from_the_one_before(tmp_path, capsys):
+    config, recipe = Config(batch_size=8, checkpoint_every="1"), Recipe("sgd", 0.1, 0.0, 1)
+    whole = linear_trainer(tmp_path, config, recipe)
+    whole.run()
+    newest = whole.checkpoints.newest
+    with open(newest / "state.data-00000-of-00001", "r+b") as file:
         file.truncate(10)
-    with pytest.raises(UserError) as caught:
-        linear_trainer(tmp_path, config, recipe).run()
-    assert newest in str(caught.value) and "\n" not in str(caught.value)
+    resumed = linear_trainer(tmp_path, config, recipe)
+    resumed.run()
+    said = capsys.readouterr().out
+    assert f"{newest}/state.data-00000-of-00001: has 10 bytes" in said
+    assert f"continues from {newest.with_name('step-2')}\n" in said
+    assert_same_bits(state(resumed), state(whole))
 
 
 # --- what is not finite
@@ -518,12 +535,15 @@ class NotFinite:
 
 @pytest.mark.parametrize(
     "spoilt, step, good, found",
-    [("loss", 5, 4, "the loss is not finite at step 5"), ("gradient", 6, 4, "not finite after step 6")],
+    [
+        ("loss", 5, 4, "loss or gradient is not finite at step 5 (logits)"),
+        ("gradient", 6, 4, "loss or gradient is not finite at step 6 (logits)"),
+    ],
 )
 def test_non_finite_training_stops_and_keeps_the_last_good_checkpoint(
     tmp_path, spoilt, step, good, found
 ):
-    config = Config(batch_size=8, checkpoint_every=2, log_every=50)
+    config = Config(batch_size=8, checkpoint_every="2", log_every=50)
     recipe = Recipe("sgd", 0.1, 0.0, EPOCHS)
     whole = linear_trainer(tmp_path / "whole", config, recipe)
     whole.run()
@@ -531,7 +551,7 @@ def test_non_finite_training_stops_and_keeps_the_last_good_checkpoint(
     trainer.update.objective = NotFinite(trainer, step, spoilt)
     with pytest.raises(UserError) as caught:
         trainer.run()
-    kept = tmp_path / "train_ann" / "checkpoints" / f"ckpt-{good}"
+    kept = tmp_path / "train_ann" / "checkpoints" / f"step-{good}"
     line = str(caught.value)
     assert "\n" not in line and caught.value.exit_code == 1
     assert line.startswith("train_ann: ") and found in line and f"checkpoint: {kept};" in line
@@ -542,14 +562,146 @@ def test_non_finite_training_stops_and_keeps_the_last_good_checkpoint(
 
 def test_loss_that_is_not_finite_is_noticed_before_masks_change(tmp_path):
     config = Config(
-        batch_size=8, density=0.5, mask_update=2, log_every=50, checkpoint_every=50, compress_epochs=4
+        batch_size=8, density=0.5, mask_update=2, log_every=50, checkpoint_every="50", compress_epochs=4
     )
     pruner = pruners.make_pruner(linear_model(), config, STEPS_PER_EPOCH)
     pruner.start(1)
     trainer = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, 4), pruner=pruner)
     trainer.update.objective = NotFinite(trainer, 2, "loss")
-    with pytest.raises(UserError, match="loss is not finite at step 2; last good checkpoint: none"):
+    with pytest.raises(UserError, match=r"not finite at step 2 \(logits\); last good checkpoint: none"):
         trainer.run()
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize("spoilt", ["loss", "gradient"])
+@pytest.mark.parametrize(("kind", "batch_norm"), [("irregular", True), ("snn", False)])
+def test_step_that_is_not_finite_changes_nothing_but_its_number(
+    tmp_path, kind, batch_norm, spoilt, compiled
+):
+    settings = {"jit_compile": compiled, "clip_norm": 1.0, "batch_norm": batch_norm}
+    trainer = trainer_of(kind, tmp_path, **settings)
+    trainer.update.objective = NotFinite(trainer, 3, spoilt)
+    batches = [next(trainer._batches(step)) for step in range(4)]
+    states = []
+    for batch in batches:
+        trainer.update.step(*batch)
+        states.append({k: v for k, v in state(trainer).items() if k != "iterations"})
+    assert_same_bits(states[2], states[1])
+    assert [int(x) for x in (trainer.update.skipped, trainer.update.bad_step)] == [1, 3]
+    assert set(SYNAPSES) <= set(trainer.update.bad_layers()) <= {*SYNAPSES, *NEURONS}
+    assert int(trainer.update.optimizer.iterations) == 4
+    for before, after in ((states[0], states[1]), (states[2], states[3])):
+        assert any(not np.array_equal(before[name], after[name]) for name in before)
+    assert all(np.isfinite(value).all() for value in states[3].values())
+
+
+def test_layers_of_gradients_that_are_not_finite_are_named(tmp_path):
+    trainer = trainer_of("ann", tmp_path)
+    gradients = [tf.zeros(variable.shape) for variable in trainer.update.variables]
+    squares = [math.nan if "conv2" in v.name else 1.0 for v in trainer.update.variables]
+    assert len(gradients) == len(squares)
+    trainer.update._skip(tf.constant(squares), [])
+    assert trainer.update.bad_layers() == ["conv2"]
+
+
+def test_skip_counts_and_says_it_once_and_goes_on(tmp_path, capsys):
+    config = Config(batch_size=8, on_nonfinite="skip", log_every=1)
+    trainer = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, EPOCHS))
+    good = trainer.update.objective
+
+    def objective(images, labels):
+        terms, logits = good(images, labels)
+        bad = tf.reduce_any(trainer.update.optimizer.iterations == tf.constant([3, 7], tf.int64))
+        return {"cross_entropy": terms["cross_entropy"] * tf.where(bad, math.inf, 1.0)}, logits
+
+    trainer.update.objective = objective
+    trainer.run()
+    assert int(trainer.update.skipped) == 2 and int(trainer.update.optimizer.iterations) == STEPS
+    said = capsys.readouterr().out
+    assert said.count("not finite") == 1 and "warning: step 4: loss or gradient is not finite" in said
+    counted = series(events(trainer), "skipped_steps")
+    assert [counted[step] for step in (3, 4, 7, 8, STEPS)] == [0, 1, 1, 2, 2]
+
+
+def test_epoch_without_one_finite_step_stops_even_with_skip(tmp_path):
+    config = Config(batch_size=8, on_nonfinite="skip")
+    trainer = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, EPOCHS))
+    good = trainer.update.objective
+
+    def objective(images, labels):
+        terms, logits = good(images, labels)
+        return {"cross_entropy": terms["cross_entropy"] * math.nan}, logits
+
+    trainer.update.objective = objective
+    with pytest.raises(UserError, match="not finite at any step of the epoch up to 3; last good"):
+        trainer.run()
+
+
+# --- signals
+
+
+def test_signal_ends_the_training_after_its_call_and_the_step_is_saved(tmp_path, finished):
+    whole = finished("irregular")[0]
+    trainer = trainer_of("irregular", tmp_path)
+    several = trainer.update.several
+
+    def signalled(batches, count):
+        found = several(batches, tf.minimum(count, 1))
+        if int(trainer.update.optimizer.iterations) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    trainer.update.several = signalled
+    trainer._until_next_halt = lambda step: 1
+    with pytest.raises(Interrupted, match=f"compress: step 5 of {STEPS} is saved"), handled():
+        trainer.run()
+    assert trainer.checkpoints.newest.name == "step-5"
+    resumed = trainer_of("irregular", tmp_path)
+    resumed.run()
+    assert_same_bits(state(resumed), state(whole))
+
+
+def test_signal_in_a_validation_saves_the_step_and_the_validation_is_made_up_for(tmp_path, finished):
+    whole = finished("irregular")[0]
+    trainer = trainer_of("irregular", tmp_path)
+    evaluate = trainer.evaluator.evaluate
+
+    def signalled(split):
+        if int(trainer.update.optimizer.iterations) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(split)
+
+    trainer.evaluator.evaluate = signalled
+    with pytest.raises(Interrupted, match="step 6 of"), handled():
+        trainer.run()
+    assert trainer.checkpoints.newest.name == "step-6"
+    assert 6 not in series(events(trainer), "accuracy/validation")
+    resumed = trainer_of("irregular", tmp_path)
+    resumed.run()
+    assert_same_bits(state(resumed), state(whole))
+    found = events(resumed)
+    assert sorted(series(found, "accuracy/validation")) == EPOCH_ENDS
+    shares = series(found, "gradient_share/attention")
+    assert shares == series(events(whole), "gradient_share/attention")
+
+
+def test_minutes_between_checkpoints_are_counted_by_the_clock(tmp_path):
+    config = Config(batch_size=8, checkpoint_every="1m", keep_checkpoints=99, steps_per_call=1)
+    trainer = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, EPOCHS))
+    several = trainer.update.several
+
+    def slow(batches, count):
+        if int(trainer.update.optimizer.iterations) in (3, 7):
+            trainer.saved -= 61.0
+        return several(batches, count)
+
+    trainer.update.several = slow
+    trainer.run()
+    assert {path.name for path in trainer.checkpoints.folder.iterdir()} == {
+        "step-4",
+        "step-8",
+        "step-12",
+    }
 
 
 # --- TensorBoard
