@@ -258,10 +258,11 @@ class Trainer:
 
     def _gradient_shares(self, images, labels) -> dict[str, float]:
         """Norm of each loss term's gradient over the sum of these norms; the model stays as it is."""
-        kept = [(v, v.numpy()) for v in moving_statistics(self.model)]
-        norms = {name: float(norm) for name, norm in self._term_norms(images, labels).items()}
-        for variable, value in kept:
-            variable.assign(value)
+        with interruption.deferred():
+            kept = [(v, v.numpy()) for v in moving_statistics(self.model)]
+            norms = {name: float(norm) for name, norm in self._term_norms(images, labels).items()}
+            for variable, value in kept:
+                variable.assign(value)
         total = sum(norms.values()) or 1.0
         return {f"gradient_share/{name}": norm / total for name, norm in norms.items()}
 
