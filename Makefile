@@ -1,6 +1,6 @@
 # make quickstart   the whole pipeline in little: flags/quickstart.flags
 # make test         the fast tests
-# make faults       runs that are killed, damaged, out of space: an hour
+# make faults       runs that are killed, checkpoints that are damaged, disks that are full
 # make check        format, lint, types and the fast tests
 # The first call makes .venv and installs what it needs; PYTHON=python3.12 chooses the interpreter.
 

@@ -277,8 +277,8 @@ class Config:
         "last good checkpoint. skip: leaves weights, scores and slots as they are, and is counted.",
         "Execution", choices=("stop", "skip"))
     deterministic: bool = _setting(
-        False, "Only TensorFlow operations whose result is the same to the bit every time.",
-        "Execution")
+        False, "Only TensorFlow operations whose result is the same to the bit every time; what that "
+        "costs here says benchmarks/determinism.py.", "Execution")
     log_every: int = _setting(
         50, "Steps between the TensorBoard points of a training step.", "Execution", (), "steps",
         low=1)
