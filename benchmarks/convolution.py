@@ -1,4 +1,4 @@
-"""Times a convolution and its two gradients in every form: what the table in `snn_tf.convolution` rests on.
+"""Times a convolution and its gradients in every form: what the table in `snn_tf.convolution` rests on.
 
     python benchmarks/convolution.py [--batch=80] [--width=1.0]
 
@@ -9,13 +9,11 @@ The maps are those of VGG16 on images of 32×32, kernels 3×3, in float32 and in
 import itertools
 from collections.abc import Callable
 
-import measure
-
-measure.limit_threads(2)
-
 import tensorflow as tf
 from absl import app, flags
 
+import measure
+import project
 from snn_tf import convolution, runs
 
 FLAGS = flags.FLAGS
@@ -73,12 +71,7 @@ def calls(form: Function, x: tf.Tensor, kernel: tf.Tensor, d_y: tf.Tensor) -> di
         return compute
 
     parts = (lambda: form(x, kernel), gradient(0), gradient(1))
-    return {name: waiting(tf.function(part)) for name, part in zip(PARTS, parts, strict=True)}
-
-
-def waiting(function: measure.Call) -> measure.Call:
-    """A call that returns when its result is there."""
-    return lambda: tf.reshape(function(), [-1])[:1].numpy()
+    return {name: project.waiting(part) for name, part in zip(PARTS, parts, strict=True)}
 
 
 def rows(dtype: tf.DType) -> list[list[object]]:
@@ -92,20 +85,21 @@ def rows(dtype: tf.DType) -> list[list[object]]:
             for shape in (*shapes, (FLAGS.batch, side, side, outputs))
         )
         found = {name: calls(form, x, kernel, d_y) for name, form in forms(side).items()}
-        named = {
-            (form, part): found[form][part] for form, part in itertools.product(found, PARTS)
-        }
+        named = {(form, part): found[form][part] for form, part in itertools.product(found, PARTS)}
         times = measure.take_turns(named, budget=4.0)
         chosen = convolution.form((side, side), (3, 3), dtype)
         for form in found:
             size = f"{side}×{side}, {inputs} → {outputs}"
             star = "*" if form == chosen else ""
-            table.append([dtype.name, size, form + star, *(1e3 * times[form, part].cpu for part in PARTS)])
+            table.append(
+                [dtype.name, size, form + star, *(1e3 * times[form, part].cpu for part in PARTS)]
+            )
     return table
 
 
 def main(argv: list[str]) -> None:
     del argv
+    measure.limit_threads(2)
     started = measure.load()
     header = ("type", "map and channels", "form", *(f"{part}, ms" for part in PARTS))
     table = measure.table(header, [*rows(tf.float32), *rows(tf.bfloat16)])

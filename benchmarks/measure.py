@@ -9,15 +9,18 @@ import dataclasses
 import datetime
 import gc
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
 import resource
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import psutil
 
@@ -41,10 +44,10 @@ class Seconds:
 
 
 def limit_threads(count: int) -> None:
-    """Has TensorFlow, PyTorch and their libraries compute on `count` threads; call before loading them.
+    """Has TensorFlow, PyTorch and their libraries compute on `count` threads; call first of all.
 
     One of TensorFlow's operations runs at a time, as in `train.py`; OpenMP's threads sleep where they
-    wait, so that waiting is not counted as CPU time.
+    wait, so that waiting is not counted as CPU time. OpenMP reads this when it is loaded.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(count)
@@ -106,7 +109,44 @@ def peak_memory() -> Iterator[Callable[[], float]]:
     gc.collect()
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-    yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    yield _most_resident_mib
+
+
+def _most_resident_mib() -> float:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on a Mac
+
+
+def run_program(name: str, limit: float, **settings: Any) -> dict[str, Any]:
+    """Runs another program of this folder, in a process of its own, that prints JSON as its last line.
+
+    Args:
+      name: file name of the program.
+      limit: seconds.
+      settings: its flags; None leaves one out, a list gives it several times.
+
+    Returns:
+      What it printed; {"error": its last line} if it fails or takes too long.
+    """
+    words = [
+        f"--{flag}={value}"
+        for flag, values in settings.items()
+        for value in (values if isinstance(values, list) else [values])
+        if value is not None
+    ]
+    folder = pathlib.Path(__file__).parent
+    command = [sys.executable, "-W", "ignore", str(folder / name), *words]
+    environment = {**os.environ, "PYTHONPATH": str(folder.parent)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
+    except subprocess.TimeoutExpired:
+        return {"error": f"longer than {limit:.0f} s"}
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def load() -> float:

@@ -1,13 +1,19 @@
 """The project's own networks and steps, made and run as `train.py` makes and runs them."""
 
+import dataclasses
+import sys
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from absl import app, flags
 
-from snn_tf import data, execution, models, pruning
+import measure
+from snn_tf import cli, data, execution, models, pruning
 from snn_tf.config import TRAIN_SNN, Config
+from snn_tf.errors import UserError
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
 from snn_tf.layers import use_implementation
 from snn_tf.objectives import CrossEntropy, Objective
@@ -18,6 +24,33 @@ from workloads import CLASSES, LEAK, LEARNING_RATE, SIDE, SURROGATE_SCALE, V_TH,
 _scratch = tempfile.TemporaryDirectory()
 SPEC = data.DataSpec("noise", (SIDE, SIDE, 3), CLASSES, "none", (0.0,) * 3, (1.0,) * 3)
 RECIPE = Recipe("adam", LEARNING_RATE, weight_decay=0.0, epochs=1)
+
+
+def define_settings(**defaults) -> None:
+    """Defines `train.py`'s flags for a program, with defaults of its own."""
+    cli.define_flags()
+    for name, value in {"dropout": 0.0, "head_dropout": 0.0, **defaults}.items():
+        flags.FLAGS.set_default(name, value)
+
+
+def from_flags(**changes) -> Config:
+    """The settings that `define_settings` defined, `changes` over them, resolved for this machine."""
+    scratch = tempfile.mkdtemp(dir=_scratch.name)
+    return execution.resolve(dataclasses.replace(cli.config_from_flags(), run_dir=scratch, **changes))
+
+
+def main(program: Callable[[], None]) -> None:
+    """Runs a program after its flags have been read; a user's mistake becomes one line."""
+
+    def run(argv: list[str]) -> None:
+        measure.limit_threads(2)
+        try:
+            program()
+        except UserError as error:
+            print(f"{argv[0]}: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+
+    app.run(run)
 
 
 def settings(**changes) -> Config:
@@ -76,13 +109,7 @@ def update(
     return Update(config, recipe, model, objective, 1000, config.stage_seed(TRAIN_SNN), pruner)
 
 
-def predictor(model: keras.Model, config: Config) -> tf.types.experimental.PolymorphicFunction:
-    """Images [B, H, W, C] → logits [B, classes], compiled for any B."""
-    signature = [tf.TensorSpec(model.input_shape, model.input.dtype)]
-
-    def predict(images):
-        return model(images, training=False)
-
-    return tf.function(
-        predict, input_signature=signature, jit_compile=config.jit_compile == "true" or None
-    )
+def waiting(function: measure.Call) -> measure.Call:
+    """The compiled function as a call that returns when its result, a tensor or several, is there."""
+    compiled = tf.function(function, autograph=False)
+    return lambda: tf.nest.map_structure(lambda x: tf.reshape(x, [-1])[:1].numpy(), compiled())

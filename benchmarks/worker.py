@@ -8,10 +8,6 @@
 import dataclasses
 import importlib
 import json
-import os
-import pathlib
-import subprocess
-import sys
 from typing import Any
 
 from absl import app, flags
@@ -34,31 +30,9 @@ def define_flags() -> None:
 
 
 def run(library: str, variant: str, workload: str, limit: float, **settings: Any) -> dict[str, Any]:
-    """Runs the program and returns what it found; {"error": ...} if it fails or takes too long.
-
-    Args:
-      library, variant, workload: its flags.
-      limit: seconds.
-      settings: more of its flags; None leaves one out, a list gives it several times.
-    """
-    flags_given = {"library": library, "variant": variant, "workload": workload, **settings}
-    words = [
-        f"--{name}={value}"
-        for name, values in flags_given.items()
-        for value in (values if isinstance(values, list) else [values])
-        if value is not None
-    ]
-    command = [sys.executable, "-W", "ignore", __file__, *words]
-    root = pathlib.Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    """Runs the program and returns what it found; see `measure.run_program`; settings: more flags."""
     facts = {"library": library, "variant": variant, "workload": workload}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
-    except subprocess.TimeoutExpired:
-        return {**facts, "error": f"longer than {limit:.0f} s"}
-    if done.returncode:
-        return {**facts, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    return {**facts, **json.loads(done.stdout.splitlines()[-1])}
+    return {**facts, **measure.run_program("worker.py", limit, **facts, **settings)}
 
 
 def main(argv: list[str]) -> None:

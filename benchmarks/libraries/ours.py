@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import project
 from libraries import Entrant
-from snn_tf import runs
+from snn_tf import evaluation, runs
 from workloads import Workload
 
 
@@ -19,7 +19,7 @@ def entrant(workload: Workload, variant: str) -> Entrant:
     model = project.network(workload, config)
     images, labels = project.examples(workload)
     step = project.update(config, model).step
-    predict = project.predictor(model, config)
+    predict = evaluation.predictor(model)
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     return Entrant(
         lambda: float(step(images, labels)["loss"]),
