@@ -80,7 +80,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("library", libraries, libraries, "Libraries; ours is always one.")
     flags.DEFINE_multi_string("variant", None, "Run others' variants named here, not the fastest ones.")
     flags.DEFINE_integer("rounds", 2, "Processes of each variant.", lower_bound=1)
-    flags.DEFINE_float("budget", 6.0, "Seconds of timed steps per process and phase.", lower_bound=0.0)
+    flags.DEFINE_float("seconds", 6.0, "Seconds of timed steps per process and phase.", lower_bound=0.0)
     flags.DEFINE_float("timeout", 900.0, "Seconds after which a process is stopped.", lower_bound=1.0)
 
 
@@ -98,7 +98,7 @@ def run(workload: str, setting: str) -> list[Row]:
     found: dict[tuple[str, str], list[Result]] = {entrant: [] for entrant in entrants(setting)}
     for number in range(FLAGS.rounds):
         for library, variant in found:
-            result = worker.run(library, variant, workload, FLAGS.timeout, budget=FLAGS.budget)
+            result = worker.run(library, variant, workload, FLAGS.timeout, seconds=FLAGS.seconds)
             found[library, variant].append(result)
             said = result.get("error") or ", ".join(f"{p} {result[p]['cpu']:.3f} CPU s" for p in PHASES)
             print(

@@ -11,9 +11,10 @@ import tf_keras as keras
 from absl import app, flags
 
 import measure
-from snn_tf import cli, data, execution, models, pruning
-from snn_tf.config import TRAIN_SNN, Config
+from snn_tf import cli, data, execution, models, pruners, pruning, surgery
+from snn_tf.config import COMPRESS, TRAIN_ANN, TRAIN_SNN, Config
 from snn_tf.errors import UserError
+from snn_tf.folding import fold
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
 from snn_tf.layers import use_implementation
 from snn_tf.objectives import CrossEntropy, Objective
@@ -24,6 +25,8 @@ from workloads import CLASSES, LEAK, LEARNING_RATE, SIDE, SURROGATE_SCALE, V_TH,
 _scratch = tempfile.TemporaryDirectory()
 SPEC = data.DataSpec("noise", (SIDE, SIDE, 3), CLASSES, "none", (0.0,) * 3, (1.0,) * 3)
 RECIPE = Recipe("adam", LEARNING_RATE, weight_decay=0.0, epochs=1)
+# As many as CIFAR-10's training split gives at a batch size of 128.
+STEPS_PER_EPOCH = 351
 
 
 def define_settings(**defaults) -> None:
@@ -84,6 +87,39 @@ def network(workload: Workload, config: Config, neuron: str = "lif") -> keras.Mo
     return model
 
 
+def meta_model(config: Config, spec: data.DataSpec = SPEC) -> keras.Model:
+    """The dense ANN of `--network`, initialised."""
+    model = models.build(config, "relu", spec)
+    models.initialise(model, config.stage_seed(TRAIN_ANN))
+    return model
+
+
+def student(config: Config) -> Pruner:
+    """A pruner around a fresh student of `--network`, which has its first masks."""
+    pruner = pruners.make_pruner(models.build(config, "relu", SPEC), config, STEPS_PER_EPOCH)
+    seed = config.stage_seed(COMPRESS)
+    models.initialise(pruner.model, seed, pruner.start(seed))
+    pruning.project(pruner.model)
+    return pruner
+
+
+def snn(config: Config) -> keras.Model:
+    """The SNN of `--network` at `--density` and `--structure`, from random masks; dense ones at 1."""
+    pruner = student(config)
+    ann = pruning.unwrap(pruner.model)
+    masks = pruning.masks(pruner.model)
+    if isinstance(pruner, pruners.ChannelPruner):
+        ann, masks = surgery.remove_channels(ann, pruner.channels()), None
+    model = pruning.wrap(models.spiking(fold(ann), config), masks)
+    return use_implementation(model, config.lif)
+
+
+def recipe(config: Config, kind: str) -> Recipe:
+    """The optimizer of the "ann" stages or of the "snn" stage, as the settings say."""
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    return Recipe(**{name: getattr(config, f"{kind}_{name}") for name in names})
+
+
 def examples(workload: Workload) -> tuple[tf.Tensor, tf.Tensor]:
     """The workload's images [B, H, W, C], float32, and labels [B], int32."""
     images, labels = workload.examples()
@@ -91,7 +127,7 @@ def examples(workload: Workload) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def noise(count: int) -> data.Split:
-    """Random images and labels of the shape of `SPEC`."""
+    """Random images, uint8, and labels of the shape of `SPEC`."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, *SPEC.image_shape), np.uint8)
     return data.Split(images, rng.integers(0, CLASSES, count).astype(np.int32))
@@ -106,7 +142,14 @@ def update(
 ) -> Update:
     """What `train.py` trains a model with; its `step` is the training step."""
     objective = objective or CrossEntropy(model, config)
-    return Update(config, recipe, model, objective, 1000, config.stage_seed(TRAIN_SNN), pruner)
+    return Update(
+        config, recipe, model, objective, STEPS_PER_EPOCH, config.stage_seed(TRAIN_SNN), pruner
+    )
+
+
+def step(update: Update, images: tf.Tensor, labels: tf.Tensor) -> measure.Call:
+    """A training step as a call that returns when it is done."""
+    return lambda: float(update.step(images, labels)["loss"])
 
 
 def waiting(function: measure.Call) -> measure.Call:

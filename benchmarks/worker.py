@@ -25,7 +25,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("workload", "W1", list(WORKLOADS), "Workload.")
     flags.DEFINE_integer("timesteps", None, "T, if not the workload's own.", lower_bound=1)
     flags.DEFINE_multi_enum("phase", ["infer", "train"], ["infer", "train"], "What is run.")
-    flags.DEFINE_float("budget", 6.0, "Seconds of timed steps per phase.", lower_bound=0.0)
+    flags.DEFINE_float("seconds", 6.0, "Seconds of timed steps per phase.", lower_bound=0.0)
     flags.DEFINE_integer("threads", 2, "Threads.", lower_bound=1)
 
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     for phase in FLAGS.phase:
         with measure.peak_memory() as peak_mib:
             first = measure.once(calls[phase])
-            times = measure.take_turns({phase: calls[phase]}, FLAGS.budget)[phase]
+            times = measure.take_turns({phase: calls[phase]}, FLAGS.seconds)[phase]
             found[phase] = {
                 **dataclasses.asdict(times),
                 "first": first.wall,

@@ -18,11 +18,11 @@ def entrant(workload: Workload, variant: str) -> Entrant:
     config = project.settings(timesteps=workload.timesteps, batch_size=workload.batch, **chosen)
     model = project.network(workload, config)
     images, labels = project.examples(workload)
-    step = project.update(config, model).step
+    update = project.update(config, model)
     predict = evaluation.predictor(model)
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     return Entrant(
-        lambda: float(step(images, labels)["loss"]),
+        project.step(update, images, labels),
         lambda: predict(images).numpy(),
         runs.device() if on_gpu else "",
         lambda: tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20 if on_gpu else 0.0,
