@@ -73,14 +73,13 @@ class Row:
 
 
 def define_flags() -> None:
-    """The flags of the program; they stay out of the way of programs that import it."""
+    """What is run: flags of this program and of others that run the same libraries."""
     libraries = list(VARIANTS[BEST])
     flags.DEFINE_multi_enum("workload", list(WORKLOADS), list(WORKLOADS), "Workloads.")
     flags.DEFINE_multi_enum("setting", list(SETTINGS), list(SETTINGS), "Settings.")
     flags.DEFINE_multi_enum("library", libraries, libraries, "Libraries; ours is always one.")
     flags.DEFINE_multi_string("variant", None, "Run others' variants named here, not the fastest ones.")
-    flags.DEFINE_integer("rounds", 2, "Processes of each variant.", lower_bound=1)
-    flags.DEFINE_float("seconds", 6.0, "Seconds of timed steps per process and phase.", lower_bound=0.0)
+    flags.DEFINE_float("seconds", 6.0, "Of timed steps per process and phase.", lower_bound=0.0)
     flags.DEFINE_float("timeout", 900.0, "Seconds after which a process is stopped.", lower_bound=1.0)
 
 
@@ -198,4 +197,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
+    flags.DEFINE_integer("rounds", 2, "Processes of each variant.", lower_bound=1)
     app.run(main)
