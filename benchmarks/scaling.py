@@ -4,7 +4,8 @@
     python benchmarks/scaling.py --over=density [--network=vgg16] [--timesteps=5]
 
 Over T every library runs a workload in processes of its own; time and memory are plotted too. The rest
-takes `train.py`'s settings, and the points of a table take turns. Densities count multiply-adds; the
+takes `train.py`'s settings; the points of a table take turns, and speeds an image are compared with its
+first row. Densities count multiply-adds; the
 irregular structure is computed as a dense one, the channel structure is smaller.
 """
 
@@ -91,12 +92,13 @@ def over(varied: str) -> None:
         row: list[object] = [", ".join(map(str, point.values())), made[number][0]]
         for phase in FIGURES:
             seconds, first = times[f"{number} {phase}"], times[f"0 {phase}"]
-            row += [seconds.cpu, config.batch_size / seconds.wall, first.cpu / seconds.cpu]
-            row.append(first.wall / seconds.wall)
+            images = config.batch_size / configs[0].batch_size
+            row += [1e3 * seconds.cpu / config.batch_size, config.batch_size / seconds.wall]
+            row += [images * first.cpu / seconds.cpu, images * first.wall / seconds.wall]
         rows.append(row)
     header = [varied, "M MACs"]
     for phase in FIGURES:
-        header += [f"{phase}, CPU s", "images/s", "faster, CPU", "faster, wall"]
+        header += [f"{phase}, CPU ms an image", "images/s", "× the first, CPU", "× the first, wall"]
     title = (
         f"Cost over {varied}, {configs[0].network}, T = {configs[0].timesteps}, {configs[0].precision}"
     )
@@ -136,7 +138,7 @@ def seconds_of(result: dict, phase: str) -> float:
 
 
 def plot(curves: Curves, timesteps: list[int], unit: str, path: pathlib.Path) -> None:
-    """Training and inference side by side, a line for each library and variant, both axes logarithmic."""
+    """Training and inference side by side, a line for each library and variant; logarithmic axes."""
     figure, axes = plt.subplots(1, len(FIGURES), figsize=(10, 4.5), layout="constrained")
     for axis, words in zip(axes, FIGURES, strict=True):
         for (library, variant), named in curves.items():

@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--data_dir=DIR] [--rounds=3]
 
-It runs `train.py` on scikit-learn's digits, or, with `--data_dir`, on CIFAR-10 from that folder, and takes
-the time of the first step from TensorBoard's events. The first round fills the disk's cache and does not
-count. Wall seconds.
+It runs `train.py` on scikit-learn's digits, or, with `--data_dir`, on CIFAR-10 from that folder; when the
+first step ended is read from TensorBoard's events. The first round fills the disk's cache and does not
+count. Figures are wall seconds.
 """
 
 import pathlib
