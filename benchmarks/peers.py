@@ -80,7 +80,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("library", libraries, libraries, "Libraries; ours is always one.")
     flags.DEFINE_multi_string("variant", None, "Run others' variants named here, not the fastest ones.")
     flags.DEFINE_float("seconds", 6.0, "Of timed steps per process and phase.", lower_bound=0.0)
-    flags.DEFINE_float("timeout", 900.0, "Seconds after which a process is stopped.", lower_bound=1.0)
+    flags.DEFINE_float("timeout", 1800.0, "Seconds after which a process is stopped.", lower_bound=1.0)
 
 
 def entrants(setting: str) -> Iterator[tuple[str, str]]:

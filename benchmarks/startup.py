@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [--data_dir=DIR] [--rounds=3]
 
-It runs `train.py` on scikit-learn's digits, or, with `--data_dir`, on CIFAR-10 from that folder; when the
+It runs `train.py` on scikit-learn's digits or, with `--data_dir`, on CIFAR-10 from that folder; when its
 first step ended is read from TensorBoard's events. The first round fills the disk's cache and does not
 count. Figures are wall seconds.
 """
