@@ -138,14 +138,15 @@ def seconds_of(result: dict, phase: str) -> float:
 
 
 def plot(curves: Curves, timesteps: list[int], unit: str, path: pathlib.Path) -> None:
-    """Training and inference side by side, a line for each library and variant; logarithmic axes."""
+    """Training and inference side by side, a line for each library and variant."""
     figure, axes = plt.subplots(1, len(FIGURES), figsize=(10, 4.5), layout="constrained")
     for axis, words in zip(axes, FIGURES, strict=True):
         for (library, variant), named in curves.items():
             axis.plot(timesteps, named[f"{words}, {unit}"], marker="o", label=f"{library} ({variant})")
-        axis.set(title=words, xlabel="T", ylabel=unit, xscale="log", yscale="log")
-        axis.set_xticks(timesteps, list(map(str, timesteps)))
-        axis.minorticks_off()
+        axis.set(title=words, xlabel="T", ylabel=unit)
+        axis.set_xticks(timesteps)
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=120)

@@ -23,7 +23,7 @@ from snn_tf.layers import LIF, Conv2D, Dropout, ReadOut
 
 POOL = "P"
 # DIET-SNN's networks: widths of 3×3 convolutions, P a 2×2 average pool.
-VGG = {
+VGG: dict[str, tuple[int | str, ...]] = {
     "vgg5": (64, POOL, 128, 128, POOL),
     "vgg9": (64, POOL, 128, 256, POOL, 256, 512, POOL, 512, POOL, 512),
     "vgg11": (64, POOL, 128, 256, POOL, 512, 512, POOL, 512, POOL, 512, 512),
