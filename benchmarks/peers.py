@@ -24,8 +24,8 @@ FLAGS = flags.FLAGS
 FLOAT32, BEST = SETTINGS = ("float32", "best")
 PRECISIONS = {FLOAT32: "float32", BEST: "bfloat16"}
 OURS = "ours"
-# The fastest variants of every library, found by trying all that its module knows. Ours comes a second
-# time as on a machine without a compiler.
+# Others are compiled; their best setting adds autocast and channels last; `--variant` tries others. Ours
+# comes a second time as on a machine without a compiler.
 VARIANTS = {
     FLOAT32: {
         OURS: ("precision=float32", "lif=fused+precision=float32"),
@@ -78,7 +78,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("workload", list(WORKLOADS), list(WORKLOADS), "Workloads.")
     flags.DEFINE_multi_enum("setting", list(SETTINGS), list(SETTINGS), "Settings.")
     flags.DEFINE_multi_enum("library", libraries, libraries, "Libraries; ours is always one.")
-    flags.DEFINE_multi_string("variant", None, "Run others' variants named here, not the fastest ones.")
+    flags.DEFINE_multi_string("variant", None, "Variants of the others, instead of the usual ones.")
     flags.DEFINE_float("seconds", 6.0, "Of timed steps per process and phase.", lower_bound=0.0)
     flags.DEFINE_float("timeout", 1800.0, "Seconds after which a process is stopped.", lower_bound=1.0)
 

@@ -28,11 +28,6 @@ class Layer:
     side: int
     kernel: int
 
-    @property
-    def macs(self) -> int:
-        """Multiply-adds of one pass of one image, padding included."""
-        return self.kernel**2 * self.inputs * self.outputs * self.side**2
-
 
 @dataclasses.dataclass(frozen=True)
 class Workload:

@@ -6,7 +6,7 @@ Variants: "compile" (torch.compile), "bfloat16" (autocast) and "channels_last", 
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -113,19 +113,3 @@ def entrant(
         torch.cuda.get_device_name() if on_gpu else "",
         lambda: torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0,
     )
-
-
-def over_time(
-    workload: Workload, step: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Logits as the sum over T calls of a network that runs one time step at a call."""
-
-    def logits(images: torch.Tensor) -> torch.Tensor:
-        return sum(step(images) for _ in range(workload.timesteps))
-
-    return logits
-
-
-def scalars(values: Iterable[float]) -> nn.ParameterList:
-    """Trained scalars."""
-    return nn.ParameterList(nn.Parameter(torch.tensor(value)) for value in values)
