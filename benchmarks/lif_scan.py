@@ -2,43 +2,38 @@
 
     python benchmarks/lif_scan.py [--timesteps=8] [--neurons=1048576] [--precision=mixed_bfloat16]
 
-Implementations take turns; figures are medians of CPU and wall milliseconds a call, after a warm-up.
+Implementations take turns; figures are CPU and wall milliseconds of a call.
 """
-
-import os
-import statistics
-import time
-from collections.abc import Callable
-
-os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 import tf_keras as keras
-from absl import app, flags
+from absl import flags
 
+import measure
+import project
+from measure import Call
 from snn_tf import native, runs
 from snn_tf.layers import LIF
 
 BATCH = 32
+IMPLEMENTATIONS = ("native", "fused", "plain", "rnn")
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("timesteps", 8, "T.", lower_bound=1)
-flags.DEFINE_integer("neurons", 2**20, f"Neurons, a batch of {BATCH} included.", lower_bound=BATCH)
-flags.DEFINE_integer("rounds", 15, "Timed calls of each implementation.", lower_bound=1)
-flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16"], "Type of currents and spikes.")
-
-Call = Callable[[], object]
 
 
-def calls(
-    current: tf.Tensor, upstream: tf.Tensor, implementation: str, compiled: bool
-) -> dict[str, Call]:
+def define_flags() -> None:
+    """The flags of the program; they stay out of the way of programs that import it."""
+    flags.DEFINE_integer("timesteps", 8, "T.", lower_bound=1)
+    flags.DEFINE_integer("neurons", 2**20, f"Neurons, a batch of {BATCH} included.", lower_bound=BATCH)
+    flags.DEFINE_float("seconds", 20.0, "After which no further round begins.", lower_bound=0.0)
+    flags.DEFINE_enum(
+        "precision", "float32", ["float32", "mixed_bfloat16"], "Type of currents and spikes."
+    )
+
+
+def calls(current: tf.Tensor, upstream: tf.Tensor, implementation: str) -> dict[str, Call]:
     """Forward alone, and forward with gradient, of one implementation."""
     layer = LIF(FLAGS.timesteps, implementation)
     layer(current)
-
-    def forward():
-        return layer(current)
 
     def both():
         with tf.GradientTape() as tape:
@@ -47,47 +42,38 @@ def calls(
         return tape.gradient(spikes, [current, *layer.trainable_variables], upstream)
 
     return {
-        name: tf.function(function, jit_compile=compiled)
-        for name, function in {"forward": forward, "with gradient": both}.items()
+        f"{implementation}, forward": project.waiting(lambda: layer(current)),
+        f"{implementation}, with gradient": project.waiting(both),
     }
 
 
-def measure(calls_by_name: dict[str, Call]) -> dict[str, tuple[float, float]]:
-    """Median CPU and wall milliseconds of every call, the calls taking turns."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls_by_name}
-    for number in range(FLAGS.rounds + 2):
-        for name, call in calls_by_name.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            tf.nest.map_structure(lambda x: x[..., :1].numpy() if x.shape.rank else x.numpy(), call())
-            if number >= 2:
-                times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    return {
-        name: tuple(1e3 * statistics.median(column) for column in zip(*rows, strict=True))
-        for name, rows in times.items()
-    }
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    dtype = keras.mixed_precision.Policy(FLAGS.precision).compute_dtype
-    shape = [FLAGS.timesteps * BATCH, FLAGS.neurons // BATCH]
-    current, upstream = (tf.cast(tf.random.normal(shape), dtype) for _ in range(2))
-    ways = {"fused": ("fused", False), "fused, XLA": ("fused", True), "rnn": ("rnn", False)}
+def available() -> list[str]:
+    """The implementations that this machine can run."""
     try:
         native.operations()
-        ways = {"native": ("native", False), **ways}
     except native.Unavailable as error:
         print(f"native: left out, {error}")
-    found = {
-        f"{label:12}{phase}": call
-        for label, way in ways.items()
-        for phase, call in calls(current, upstream, *way).items()
-    }
-    print(f"{runs.device()}, TensorFlow {tf.__version__}, load {os.getloadavg()[0]:.1f}")
-    print(f"T = {FLAGS.timesteps}, {FLAGS.neurons} neurons, {FLAGS.precision}")
-    for name, (cpu, wall) in measure(found).items():
-        print(f"  {name:28}{cpu:9.2f} ms CPU{wall:9.2f} ms wall")
+        return [name for name in IMPLEMENTATIONS if name != "native"]
+    return list(IMPLEMENTATIONS)
+
+
+def program() -> None:
+    started = measure.load()
+    dtype = keras.mixed_precision.Policy(FLAGS.precision).compute_dtype
+    shape = [FLAGS.timesteps * BATCH, FLAGS.neurons // BATCH]
+    current, upstream = (
+        tf.cast(tf.random.stateless_normal(shape, (seed, 0)), dtype) for seed in range(2)
+    )
+    found: dict[str, Call] = {}
+    for implementation in available():
+        found |= calls(current, upstream, implementation)
+    times = measure.take_turns(found, FLAGS.seconds)
+    rows = [[name, 1e3 * row.cpu, 1e3 * row.wall] for name, row in times.items()]
+    title = f"The neuron's scan, T = {FLAGS.timesteps}, {FLAGS.neurons} neurons, {FLAGS.precision}"
+    table = measure.table(("implementation", "CPU ms", "wall ms"), rows)
+    measure.record(title, runs.device(), started, table)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    define_flags()
+    project.main(program)

@@ -57,11 +57,11 @@ def is_spiking(model: keras.Model) -> bool:
 
 
 def predictor(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The compiled function from images uint8 [B, H, W, C] to logits [B, classes], float32.
+    """The compiled function from the images [B, H, W, C] that `model` takes to logits [B, classes].
 
-    It is traced once, whatever B, and keeps nothing for gradients.
+    It is traced once, whatever B, and keeps nothing for gradients. Logits are float32.
     """
-    signature = [tf.TensorSpec(model.input_shape, tf.uint8)]
+    signature = [tf.TensorSpec(model.input_shape, model.input.dtype)]
     return tf.function(lambda images: model(images, training=False), input_signature=signature)
 
 

@@ -5,6 +5,7 @@ logits [B, classes]; standardisation is its first layer. In an SNN, time is fold
 the first neuron to the read-out (see `snn_tf.layers`).
 """
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from snn_tf.layers import LIF, Conv2D, Dropout, ReadOut
 
 POOL = "P"
 # DIET-SNN's networks: widths of 3×3 convolutions, P a 2×2 average pool.
-VGG = {
+VGG: dict[str, tuple[int | str, ...]] = {
     "vgg5": (64, POOL, 128, 128, POOL),
     "vgg9": (64, POOL, 128, 256, POOL, 256, 512, POOL, 512, POOL, 512),
     "vgg11": (64, POOL, 128, 256, POOL, 512, 512, POOL, 512, POOL, 512, 512),
@@ -38,19 +39,30 @@ RESNET_BLOCKS = {"resnet12": (1, 1, 1, 1), "resnet20": (2, 2, 2, 2), "resnet34":
 NORM_MOMENTUM = 0.9
 
 
-def build(config: Config, neuron: str, spec: DataSpec) -> keras.Model:
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A VGG: widths of its 3×3 convolutions with `POOL` between them, and of its head's products."""
+
+    convolutions: tuple[int | str, ...]
+    head: tuple[int, ...] = VGG_HEAD
+
+
+def build(config: Config, neuron: str, spec: DataSpec, plan: Plan | None = None) -> keras.Model:
     """Builds `config.network`, weights all zero; see `initialise`.
 
     Args:
       config: network, width, head, dropout, precision; for "lif" also timesteps and the neuron's.
       neuron: "relu" for the ANN, "lif" for the SNN.
       spec: image shape, number of classes and statistics of the data.
+      plan: a VGG of one's own, built instead of the one that `config.network` names.
 
     Raises:
       UsageError: a pool of the network does not fit the image.
     """
     builder = _Builder(config, spec)
-    ann = builder.vgg() if config.network in VGG else builder.resnet()
+    if plan is None and config.network in VGG:
+        plan = Plan(VGG[config.network])
+    ann = builder.vgg(plan) if plan else builder.resnet()
     return ann if neuron == "relu" else spiking(fold(ann), config)
 
 
@@ -66,10 +78,10 @@ class _Builder:
         standardise = keras.layers.Normalization(mean=spec.mean, variance=variance, name="standardise")
         self.x = standardise(self.image)
 
-    def vgg(self) -> keras.Model:
-        plan = self.plan()
+    def vgg(self, plan: Plan) -> keras.Model:
+        entries = self.entries(plan)
         convolutions = pools = 0
-        for index, entry in enumerate(plan):
+        for index, entry in enumerate(entries):
             if entry == POOL:
                 pools += 1
                 self.pool(f"pool{pools}")
@@ -77,12 +89,12 @@ class _Builder:
                 convolutions += 1
                 self.convolution(f"conv{convolutions}", entry)
                 self.neuron(f"conv{convolutions}")
-                if plan[index + 1 : index + 2] != (POOL,):
+                if entries[index + 1 : index + 2] != (POOL,):
                     self.dropout(f"conv{convolutions}", self.config.dropout)
         if self.config.head == "linear":
             return self.finish()
         self.x = keras.layers.Flatten(name="flatten", dtype=self.policy)(self.x)
-        for index, units in enumerate(VGG_HEAD, start=convolutions + 1):
+        for index, units in enumerate(plan.head, start=convolutions + 1):
             dense = keras.layers.Dense(self.scaled(units), **self.synapse(f"dense{index}"))
             self.x = dense(self.x)
             self.norm(f"dense{index}")
@@ -90,11 +102,11 @@ class _Builder:
             self.dropout(f"dense{index}", self.config.head_dropout)
         return self.finish()
 
-    def plan(self) -> tuple[Any, ...]:
+    def entries(self, plan: Plan) -> tuple[Any, ...]:
         """A VGG's widths and pools; before the linear head, one more pool where it fits."""
-        plan: tuple[Any, ...] = VGG[self.config.network]
-        side = min(self.spec.image_shape[:2]) // 2 ** plan.count(POOL)
-        return (*plan, POOL) if self.config.head == "linear" and side >= 2 else plan
+        side = min(self.spec.image_shape[:2]) // 2 ** plan.convolutions.count(POOL)
+        pooled = self.config.head == "linear" and side >= 2
+        return (*plan.convolutions, POOL) if pooled else plan.convolutions
 
     def resnet(self) -> keras.Model:
         for index, filters in enumerate(RESNET_STEM, start=1):
