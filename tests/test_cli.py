@@ -13,7 +13,7 @@ from snn_tf.config import Config
 ROOT = Path(__file__).resolve().parents[1]
 MISTAKES = {
     "unknown flag": (["--bogus=1"], "'bogus'"),
-    "typo": (["--densty=0.1"], "Did you mean: density"),
+    "typo": (["--tempreature=2"], "Did you mean: temperature"),
     "not a number": (["--density=half"], "--density=half"),
     "value of two lines": (["--density=0.1\n0.2"], "--density=0.1 0.2"),
     "not a whole number": (["--timesteps=1.5"], "--timesteps=1.5"),
