@@ -21,7 +21,6 @@ import pathlib
 import platform
 import shutil
 import subprocess
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf import config as configs
+from snn_tf import model_files
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError, first_line
 
@@ -203,12 +203,8 @@ class StageFolder:
             whole.rename(beside)
 
     def load_model(self) -> keras.Model:
-        """Reads `model.keras`, as data only. Raises `UserError` if it cannot be read."""
-        path = self.path / "model.keras"
-        try:
-            return keras.models.load_model(path, compile=False, safe_mode=True)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: could not be read: {first_line(error)}") from error
+        """Reads `model.keras`, as data only. Raises `UserError` as `model_files.load` does."""
+        return model_files.load(self.path / "model.keras")
 
 
 def _identity(stage: str, config: Config, upstream: StageFolder | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ LEVELS = {
     for level, names in enumerate(
         (
             ("errors",),
-            ("config", "budget", "flagfiles"),
+            ("config", "budget", "flagfiles", "model_files"),
             (
                 "convolution",
                 "health",
