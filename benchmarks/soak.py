@@ -66,9 +66,12 @@ def sample(process: psutil.Process, began: float) -> Sample:
 
 def play_round(number: int) -> None:
     """All stages in a folder of their own, each round with another seed."""
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-        with contextlib.redirect_stderr(io.StringIO()):
-            stages.run(Config(run_dir=os.path.join(scratch, "run"), seed=number, **SETTINGS))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        stages.run(Config(run_dir=os.path.join(scratch, "run"), seed=number, **SETTINGS))
 
 
 def slope(hours: np.ndarray, values: np.ndarray) -> float:

@@ -111,6 +111,17 @@ def _quiet_import(quiet: bool) -> Iterator[None]:
         os.close(kept)
 
 
+def _run_stages(config: Config) -> None:
+    with _quiet_import(flags.FLAGS.verbosity < 0):
+        from snn_tf import execution, stages
+    try:
+        with execution.within_memory():
+            stages.run(config)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{error.strerror or error}") from error
+
+
 def run() -> None:
     """Entry point of `train.py` and of the console script `snn-train`."""
     if any(word.lstrip("-").startswith("help") or word == "-h" for word in sys.argv[1:]):
@@ -120,9 +131,7 @@ def run() -> None:
     try:
         config = parse(sys.argv)
         logging.set_verbosity(flags.FLAGS.verbosity)
-        with _quiet_import(flags.FLAGS.verbosity < 0):
-            from snn_tf import stages
-        stages.run(config)
+        _run_stages(config)
     except UserError as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)

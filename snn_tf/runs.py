@@ -85,7 +85,7 @@ def read_json(path: pathlib.Path) -> Any:
     """Reads a JSON file of a run. Raises `UserError` if it is not there or not JSON."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"{path}: could not be read: {first_line(error)}") from error
 
 
@@ -114,11 +114,26 @@ class StageFolder:
             raise UserError(
                 f"{self.path}: stage {self.stage} has not finished; run --stage={self.stage} first"
             )
-        return read_json(self.path / "record.json")
+        found = read_json(self.path / "record.json")
+        if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+            raise UserError(f"{self.path / 'record.json'}: is not the record of a stage")
+        return found
 
     def fingerprint(self) -> str:
         """Identifies the stage's settings and everything upstream."""
-        return read_json(self.path / "stage.json")["fingerprint"]
+        return self._identity()["fingerprint"]
+
+    def _identity(self) -> dict[str, Any]:
+        path = self.path / "stage.json"
+        kept = read_json(path)
+        known = {"stage", "settings", "upstream", "fingerprint"}
+        if (
+            not isinstance(kept, dict)
+            or not kept.keys() >= known
+            or not isinstance(kept["settings"], dict)
+        ):
+            raise UserError(f"{path}: does not describe a stage")
+        return kept
 
     def open(self, config: Config, upstream: "Sequence[StageFolder]") -> None:
         """Makes the folder ready for its stage, new or unfinished or done, with the same settings.
@@ -138,7 +153,7 @@ class StageFolder:
                 folder.require(config)
         wanted = _identity(self.stage, config, upstream[0] if upstream else None)
         if (self.path / "stage.json").exists():
-            changes = _changes(read_json(self.path / "stage.json"), wanted)
+            changes = _changes(self._identity(), wanted)
             if not changes:
                 return
             if not config.overwrite and self._holds_work():
@@ -161,7 +176,7 @@ class StageFolder:
 
     def require(self, config: Config) -> None:
         """Raises `UsageError` if the stage was made with other settings than these."""
-        made = read_json(self.path / "stage.json")
+        made = self._identity()
         if changes := _changes(made, {**made, "settings": _settings(self.stage, config)}):
             raise UsageError(
                 f"{self.path} was made with other settings ({changes}); run --stage={self.stage} again, "
