@@ -30,7 +30,7 @@ def resolve(config: Config) -> Config:
     """
     path = pathlib.Path(config.run_dir) / "execution.json"
     kept = read_json(path) if path.exists() else {}
-    if not isinstance(kept, dict):
+    if not isinstance(kept, dict) or not all(isinstance(value, str) for value in kept.values()):
         raise UserError(f"{path}: does not say how the run is computed; remove it to choose anew")
     best = _best(config)
     chosen = {

@@ -1,4 +1,4 @@
-"""Model files: those of this package are read, all others refused before Keras makes anything of them."""
+"""Model files: those of this package are read, others refused before Keras makes anything of them."""
 
 import json
 import zipfile
@@ -18,7 +18,7 @@ from snn_tf.errors import UserError
 def whole(tmp_path_factory):
     """Path of a good file."""
     path = tmp_path_factory.mktemp("model") / "model.keras"
-    pruning.wrap(initialised("vgg5", width=0.125)).save(path)
+    pruning.wrap(initialised("vgg5", width=0.125, head="linear")).save(path)
     return path
 
 
@@ -50,18 +50,19 @@ def with_config(whole, path, change):
     return packed(path, members | {"config.json": json.dumps(config).encode()})
 
 
-@pytest.mark.parametrize("network, batch_norm", [("vgg5", False), ("vgg5", True), ("resnet12", False)])
-@pytest.mark.parametrize("neuron", ["relu", "lif"])
+@pytest.mark.parametrize(
+    "network, batch_norm, neuron",
+    [("vgg5", True, "relu"), ("vgg5", False, "lif"), ("resnet12", False, "relu")],
+)
 def test_every_kind_of_network_is_read(tmp_path, network, batch_norm, neuron):
-    model = initialised(network, width=0.125, batch_norm=batch_norm)
+    model = initialised(network, width=0.125, batch_norm=batch_norm, head="linear")
     if neuron == "lif":
-        model = models.spiking(initialised(network, width=0.125), Config(timesteps=2, bias_current=True))
-    for number, made in enumerate((model, pruning.wrap(model))):
-        made.save(tmp_path / f"{number}.keras")
-        for one, other in zip(
-            made.weights, model_files.load(tmp_path / f"{number}.keras").weights, strict=True
-        ):
-            np.testing.assert_array_equal(one.numpy(), other.numpy())
+        model = models.spiking(model, Config(timesteps=2, bias_current=True))
+    made = pruning.wrap(model)
+    made.save(tmp_path / "model.keras")
+    loaded = model_files.load(tmp_path / "model.keras")
+    for one, other in zip(made.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
 def test_saved_model_in_its_place_is_said(tmp_path):
@@ -70,7 +71,7 @@ def test_saved_model_in_its_place_is_said(tmp_path):
 
 
 def test_legacy_file_under_its_name_is_refused(tmp_path):
-    initialised("vgg5", width=0.125).save_weights(tmp_path / "model.h5")
+    initialised("vgg5", width=0.125, head="linear").save_weights(tmp_path / "model.h5")
     (tmp_path / "model.h5").rename(tmp_path / "model.keras")
     assert "File is not a zip file" in refusal(tmp_path / "model.keras")
 
@@ -127,7 +128,7 @@ def test_configuration_that_unpacks_without_end_is_refused(tmp_path, whole):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weight_that_is_not_finite_is_named_with_its_layer(tmp_path, value):
-    model = initialised("vgg5", width=0.125)
+    model = initialised("vgg5", width=0.125, head="linear")
     kernel = model.get_layer("conv2").kernel
     spoilt = kernel.numpy()
     spoilt[1, 1, 3, 5] = value
