@@ -109,7 +109,7 @@ def test_broken_choice_is_one_line_with_its_path(machine, tmp_path, kept):
 
 
 def traced_graph() -> weakref.ref:
-    """A reference to the graph of a function with a gradient of its own, when nobody holds it any more."""
+    """The graph of a function with a gradient of its own, after nobody else holds it."""
 
     @tf.custom_gradient
     def doubled(x):
