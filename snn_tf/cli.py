@@ -17,6 +17,7 @@ from snn_tf import config as configs
 from snn_tf import interruption
 from snn_tf.config import Config
 from snn_tf.errors import Interrupted, UsageError, UserError
+from snn_tf.flagfiles import expanded
 from snn_tf.lock import locked
 
 _EPILOGUE = """
@@ -74,18 +75,23 @@ def help_text() -> str:
     return "\n".join(lines) + "\n" + _EPILOGUE
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-    """Parses `argv` into absl's flags; answers help (exit 0) and mistakes (exit 2) itself."""
-    if any(word.lstrip("-").startswith("help") or word == "-h" for word in argv[1:]):
-        print(help_text())
-        sys.exit(0)
+def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+    """Reads command line words, flagfiles included, into the settings.
+
+    Args:
+      argv: the program's name and the words.
+      flag_values: with the flags of `define_flags`; parsed afterwards.
+
+    Raises:
+      UsageError: a word is not a flag, a value is not allowed, or a flagfile is not as it must be.
+    """
     try:
-        rest = flags.FLAGS(list(argv))
-        if len(rest) > 1:
-            raise UsageError(f"{rest[1]}: flags start with --, such as --density=0.05")
-    except (flags.Error, UsageError, OSError, UnicodeDecodeError) as error:
-        _fail(error, UsageError.exit_code)
-    return rest
+        rest = flag_values([argv[0], *expanded(argv[1:])])
+    except flags.Error as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise UsageError(f"{rest[1]}: flags start with --, such as --density=0.05")
+    return config_from_flags(flag_values)
 
 
 @contextlib.contextmanager
@@ -107,21 +113,28 @@ def _quiet_import(quiet: bool) -> Iterator[None]:
         os.close(kept)
 
 
-def _fail(error: BaseException, code: int) -> None:
-    print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(code)
+def _run_stages(config: Config) -> None:
+    with _quiet_import(flags.FLAGS.verbosity < 0), interruption.deferred():
+        from snn_tf import execution, stages
+    try:
+        with execution.within_memory():
+            stages.run(config)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{error.strerror or error}") from error
 
 
 def run() -> None:
     """Entry point of `train.py` and of the console script `snn-train`."""
+    if any(word.lstrip("-").startswith("help") or word == "-h" for word in sys.argv[1:]):
+        print(help_text())
+        return
     define_flags()
-    parse(sys.argv)
-    logging.set_verbosity(flags.FLAGS.verbosity)
     try:
-        config = config_from_flags()
+        config = parse(sys.argv)
+        logging.set_verbosity(flags.FLAGS.verbosity)
         with interruption.handled(), locked(config.run_dir):
-            with _quiet_import(flags.FLAGS.verbosity < 0), interruption.deferred():
-                from snn_tf import stages
-            stages.run(config)
+            _run_stages(config)
     except (UserError, Interrupted) as error:
-        _fail(error, error.exit_code)
+        print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -8,6 +8,7 @@ answered before that.
 import dataclasses
 import math
 import re
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,10 @@ TRAIN_ANN, COMPRESS, CONVERT, TRAIN_SNN, EVALUATE, EXPORT = STAGES = (
 NETWORKS = ("vgg5", "vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "resnet12", "resnet20", "resnet34")
 METHODS = ("attention", "magnitude", "magnitude_uniform", "random", "dense")
 SALIENCIES = ("layer_magnitude", "magnitude", "weight_gradient", "fisher")
+
+# Control characters, halves of surrogate pairs (what is no UTF-8 on a command line), line separators.
+_NOT_IN_A_LINE = {"Cc", "Cs", "Zl", "Zp"}
+_LARGEST_INTEGER = 2**31 - 1
 
 _TRAINING = (TRAIN_ANN, COMPRESS, TRAIN_SNN)
 _ANN = (TRAIN_ANN, COMPRESS)
@@ -105,7 +110,7 @@ class Config:
     manual_dir: str = _setting("", "Folder that holds tiny-imagenet-200.zip.", "Data")
     image_size: int = _setting(
         0, "Images of folder: are resized to this side; 0 keeps them as they are.", "Data", STAGES,
-        "pixels", low=0)
+        "pixels", low=0, high=4096)
     validation_fraction: float = _setting(
         0.1, "Share of the training split held out where the data set has no validation split.",
         "Data", STAGES, low=0, high=1, low_open=True, high_open=True)
@@ -120,7 +125,7 @@ class Config:
     network: str = _setting("vgg16", "Architecture.", "Network", STAGES, choices=NETWORKS)
     width: float = _setting(
         1.0, "Multiplies every hidden width, rounded to multiples of 8.", "Network", STAGES,
-        low=0, low_open=True)
+        low=0, high=64, low_open=True)
     head: str = _setting(
         "mlp", "VGG's head: mlp = 4096, 4096, classes; linear = a fifth pool where it fits, then "
         "classes. ResNets have the linear one.", "Network", STAGES, choices=("mlp", "linear"))
@@ -319,9 +324,21 @@ class Config:
 def _check(field: dataclasses.Field, value: Any) -> None:
     setting: Setting = field.metadata["setting"]
     for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, str) and not _is_one_line(item):
+            raise UsageError(
+                f"--{field.name}={value!a}: must be one line of Unicode text, without space at its ends"
+            )
         if not setting.admits(item):
             allowed = setting.allowed() or "a finite number"
             raise UsageError(f"--{field.name}={shown(value)}: must be {allowed}")
+        if isinstance(item, int) and item > _LARGEST_INTEGER:
+            raise UsageError(f"--{field.name}={shown(value)}: must be at most {_LARGEST_INTEGER}")
+
+
+def _is_one_line(text: str) -> bool:
+    """Whether a flagfile gives the text back as it is."""
+    kinds = {unicodedata.category(character) for character in text}
+    return text == text.strip() and kinds.isdisjoint(_NOT_IN_A_LINE)
 
 
 def _check_together(config: Config) -> None:

@@ -4,14 +4,18 @@ It is decided once for a run and kept in `<run_dir>/execution.json`, so that a r
 computing as it began.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 from snn_tf import native
 from snn_tf.config import Config
+from snn_tf.errors import UserError, first_line
 from snn_tf.files import read_json, write_json
 
 AUTOMATIC = ("lif", "jit_compile", "precision")
@@ -30,6 +34,8 @@ def resolve(config: Config) -> Config:
         tf.config.experimental.enable_op_determinism()
     path = pathlib.Path(config.run_dir) / "execution.json"
     kept = read_json(path) if path.exists() else {}
+    if not isinstance(kept, dict) or not all(isinstance(value, str) for value in kept.values()):
+        raise UserError(f"{path}: does not say how the run is computed; remove it to choose anew")
     best = _best(config)
     chosen = {
         name: kept.get(name, best[name]) if getattr(config, name) == "auto" else getattr(config, name)
@@ -43,6 +49,34 @@ def resolve(config: Config) -> Config:
         write_json(path, chosen)
         print("execution: " + ", ".join(f"--{name}={value}" for name, value in chosen.items()))
     return resolved
+
+
+@contextlib.contextmanager
+def released() -> Iterator[None]:
+    """Lets go, at the end of the block, of the graphs that were traced in it.
+
+    TensorFlow registers the gradient of a `tf.custom_gradient` anew in every trace, and keeps it, and
+    with it the graph, as long as the process lives.
+    """
+    registered = ops.gradient_registry._registry
+    before = set(registered)
+    try:
+        yield
+    finally:
+        for name in registered.keys() - before:
+            if name.startswith("CustomGradient-"):
+                del registered[name]
+
+
+@contextlib.contextmanager
+def within_memory() -> Iterator[None]:
+    """Raises `UserError` where TensorFlow or Python has no memory left for the block."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise UserError(
+            f"not enough memory: {first_line(error)}; lower --batch_size, --width or --timesteps"
+        ) from error
 
 
 def _best(config: Config) -> dict[str, Any]:

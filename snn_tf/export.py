@@ -22,7 +22,8 @@ from snn_tf.graph import Graph, is_neuron
 _RELOAD = """
 import sys, numpy as np, tensorflow as tf
 folder, source, target = sys.argv[1:]
-outputs = tf.saved_model.load(folder).signatures["serving_default"](images=tf.constant(np.load(source)))
+images = tf.constant(np.load(source, allow_pickle=False))
+outputs = tf.saved_model.load(folder).signatures["serving_default"](images=images)
 np.savez(target, **{name: value.numpy() for name, value in outputs.items()})
 """
 
@@ -95,7 +96,7 @@ def check(exported: Exported, folder: pathlib.Path, images: np.ndarray) -> dict[
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{folder}: could not be reloaded: {reason}")
-        with np.load(target) as file:
+        with np.load(target, allow_pickle=False) as file:
             there = {name: file[name] for name in here}
     difference = float(np.abs(there["logits"] - here["logits"]).max())
     agreement = float(np.mean(there["logits"].argmax(1) == here["logits"].argmax(1)))

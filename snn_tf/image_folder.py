@@ -6,6 +6,7 @@ Labels number the training split's classes, sorted by name, from 0.
 
 import collections
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +85,29 @@ def decode(splits: dict[str, Split], cache_gib: float) -> dict[str, Split]:
 def _class_files(folder: Path) -> dict[str, list[Path]]:
     """The image files of each class folder, everything sorted by name, hidden ones left out."""
     files = {}
-    for part in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
-        images = (path for path in part.iterdir() if path.suffix.lower() in _SUFFIXES)
-        files[part.name] = sorted(path for path in images if path.name[0] != ".")
-        if not files[part.name]:
-            raise UserError(f"{part}: holds no images ({', '.join(_SUFFIXES)})")
+    for part in _listed(folder):
+        if not part.is_dir():
+            continue
+        images = [entry for entry in _listed(part) if entry.name.lower().endswith(_SUFFIXES)]
+        for entry in images:
+            if not entry.is_file():
+                raise UserError(f"{entry.path}: is not a file, or leads to none")
+        files[part.name] = [Path(entry.path) for entry in images]
+        if not images:
+            raise UserError(f"{part.path}: holds no images ({', '.join(_SUFFIXES)})")
     return files
+
+
+def _listed(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name, without what is hidden."""
+    with os.scandir(os.fspath(folder)) as entries:
+        found = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda e: e.name)
+    for entry in found:
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{os.fspath(folder)}: holds {entry.name!a}, a name not in UTF-8") from None
+    return found
 
 
 def _labels(files: dict[str, list[Path]], classes: list[str]) -> np.ndarray:

@@ -16,11 +16,12 @@ import tf_keras as keras
 
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
-from snn_tf.errors import UsageError
+from snn_tf.errors import UsageError, UserError
 from snn_tf.folding import fold
 from snn_tf.graph import Graph, Layer, inner, is_image, is_neuron, is_source, is_synapse
 from snn_tf.layers import LIF, Conv2D, Dropout, ReadOut
 
+STANDARDISE = "standardise"
 POOL = "P"
 # DIET-SNN's networks: widths of 3×3 convolutions, P a 2×2 average pool.
 VGG: dict[str, tuple[int | str, ...]] = {
@@ -66,6 +67,19 @@ def build(config: Config, neuron: str, spec: DataSpec, plan: Plan | None = None)
     return ann if neuron == "relu" else spiking(fold(ann), config)
 
 
+def standardisation(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel that a network's first layer knows, in grey levels.
+
+    Raises:
+      UserError: the network has no such layer.
+    """
+    layer = next((layer for layer in model.layers if layer.name == STANDARDISE), None)
+    if not isinstance(layer, keras.layers.Normalization):
+        raise UserError(f"the network has no layer {STANDARDISE}: it was not made by this package")
+    mean, variance = (np.ravel(layer.get_config()[name]) for name in ("mean", "variance"))
+    return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
+
+
 class _Builder:
     """Adds layers one after the other, naming each; `x` is the tensor at which it stands."""
 
@@ -75,7 +89,7 @@ class _Builder:
         self.policy = keras.mixed_precision.Policy(_chosen(config.precision, "float32"))
         self.image = keras.Input(spec.image_shape, dtype="uint8", name="image")
         variance = [deviation**2 for deviation in spec.std]
-        standardise = keras.layers.Normalization(mean=spec.mean, variance=variance, name="standardise")
+        standardise = keras.layers.Normalization(mean=spec.mean, variance=variance, name=STANDARDISE)
         self.x = standardise(self.image)
 
     def vgg(self, plan: Plan) -> keras.Model:

@@ -124,7 +124,7 @@ def read(results: pathlib.Path) -> list[Group]:
         try:
             row = Row(path.parent.name, json.loads(path.read_text()))
             together.setdefault(json.dumps(row.settings(), sort_keys=True), []).append(row)
-        except (OSError, ValueError, KeyError) as error:
+        except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
             raise UserError(f"{path}: could not be read: {error!r}") from error
     if not together:
         raise UserError(f"{results}: holds no row; a row is a folder with the record.json of evaluate")

@@ -21,7 +21,6 @@ import os
 import pathlib
 import platform
 import subprocess
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf import config as configs
-from snn_tf import files
+from snn_tf import files, model_files
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError, first_line
 from snn_tf.files import json_text, read_json, replacing, write_json, write_text
@@ -82,7 +81,10 @@ class StageFolder:
             raise UserError(
                 f"{self.path}: stage {self.stage} has not finished; run --stage={self.stage} first"
             )
-        return read_json(self.path / "record.json")
+        found = read_json(self.path / "record.json")
+        if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+            raise UserError(f"{self.path / 'record.json'}: is not the record of a stage")
+        return found
 
     def fingerprint(self) -> str:
         """Identifies the stage's settings and everything upstream."""
@@ -215,12 +217,8 @@ class StageFolder:
             whole.rename(beside)
 
     def load_model(self) -> keras.Model:
-        """Reads `model.keras`, as data only. Raises `UserError` if it cannot be read."""
-        path = self.path / "model.keras"
-        try:
-            return keras.models.load_model(path, compile=False, safe_mode=True)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: could not be read: {first_line(error)}") from error
+        """Reads `model.keras`, as data only. Raises `UserError` as `model_files.load` does."""
+        return model_files.load(self.path / "model.keras")
 
 
 def _identity(stage: str, config: Config, upstream: StageFolder | None) -> dict[str, Any]:

@@ -15,6 +15,10 @@ import tensorflow as tf
 from snn_tf.errors import UserError, first_line
 
 _CHUNK = 1024
+# A PNG's first bytes: signature, length and name of its header, width, height, bits, kind of colour.
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER = 26
+_PNG_WITH_ALPHA = (4, 6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +68,13 @@ class ImageFiles:
         return image
 
     def read(self, path: str) -> np.ndarray:
-        """Like `decode`; raises `UserError` naming the file if it is unreadable or of another size."""
+        """Like `decode`, for a file that is yet to be checked.
+
+        Raises:
+          UserError: it is unreadable, of another size, of 16 bits a channel or transparent in places.
+        """
         with _naming(path), tf.device("CPU"):
+            _check_png(path)
             image = self.decode(path).numpy()
         if image.shape != self.image_shape:
             height, width, _ = image.shape
@@ -151,6 +160,21 @@ def _decode(path: str | tf.Tensor, channels: int) -> tf.Tensor:
     """The file's pixels; 0 channels: as many as it has. Of an animation, the first picture."""
     image = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
     return tf.ensure_shape(image, (None, None, channels or None))
+
+
+def _check_png(path: str) -> None:
+    """Refuses what decoding to opaque uint8 would lose without a word."""
+    content = tf.io.read_file(path)
+    header = content.numpy()[:_PNG_HEADER]
+    if not header.startswith(_PNG) or len(header) < _PNG_HEADER:
+        return
+    depth, colour = header[24], header[25]
+    if depth == 16:
+        raise UserError(f"{path}: has 16 bits a channel; images must have 8")
+    if colour in _PNG_WITH_ALPHA or b"tRNS" in content.numpy():
+        alpha = tf.io.decode_png(content, channels=4)[..., 3]
+        if int(tf.reduce_min(alpha)) < 255:
+            raise UserError(f"{path}: is transparent in places; images must be opaque")
 
 
 @contextlib.contextmanager

@@ -39,6 +39,9 @@ from snn_tf.update import Recipe
 
 Facts = dict[str, Any]
 
+_SHARED_WITH_META_MODEL = ("dataset", "image_size", "validation_fraction")
+_DENSE_IS_META_MODEL = ("network", "width", "head", "batch_norm")
+
 
 def run(config: Config) -> None:
     """Runs `config.stages()` in order; finished ones are skipped, unfinished ones resumed.
@@ -61,7 +64,8 @@ def run(config: Config) -> None:
             print(f"{stage}: done before, skipped ({folder.path})")
             continue
         started = time.perf_counter()
-        facts = _STAGES[stage](config, source(), folder)
+        with execution.released():
+            facts = _STAGES[stage](config, source(), folder)
         seconds = facts.pop("seconds", time.perf_counter() - started)
         folder.finish(config, seconds, facts)
         print(
@@ -225,10 +229,12 @@ def _meta_model(config: Config, source: data.Data) -> keras.Model:
     """The teacher, checked against the data set of this run."""
     folder = stage_folder(config, configs.TRAIN_ANN)
     made_with = folder.record()["config"]
-    for name in ("dataset", "image_size", "validation_fraction"):
-        if made_with[name] != getattr(config, name):
+    names = _SHARED_WITH_META_MODEL + (_DENSE_IS_META_MODEL if config.method == "dense" else ())
+    for name in names:
+        made = made_with.get(name, getattr(Config, name))
+        if made != getattr(config, name):
             raise UsageError(
-                f"--meta_model={config.meta_model}: trained with --{name}={made_with[name]}, "
+                f"--meta_model={config.meta_model}: trained with --{name}={made}, "
                 f"not --{name}={getattr(config, name)}"
             )
     teacher = _model_of(config, configs.TRAIN_ANN)
@@ -238,6 +244,12 @@ def _meta_model(config: Config, source: data.Data) -> keras.Model:
         raise UsageError(
             f"--meta_model={config.meta_model}: for images and classes {shapes}, "
             f"but --dataset={config.dataset} has {wanted}"
+        )
+    found = models.standardisation(teacher)
+    if not np.allclose(found, (source.spec.mean, source.spec.std), rtol=1e-4, atol=1e-4):
+        raise UsageError(
+            f"--meta_model={config.meta_model}: standardises images by other statistics {found} "
+            f"than those of --dataset={config.dataset}, {(source.spec.mean, source.spec.std)}"
         )
     return teacher
 

@@ -25,6 +25,8 @@ IMAGE_SHAPE = (64, 64, 3)
 
 _ROOT = "tiny-imagenet-200/"
 _TRAIN_IMAGE = re.compile(_ROOT + r"train/([^/]+)/images/[^/]+\.JPEG")
+_LARGEST_IMAGE = 2**20  # bytes; 64 x 64 pixels take some thousand
+_LARGEST_LIST = 2**24
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
@@ -121,8 +123,12 @@ def _opened(archive: str) -> zipfile.ZipFile:
         raise UserError(f"{archive}: cannot be read as a zip archive ({error})") from error
 
 
-def _read(archive: zipfile.ZipFile, member: str) -> bytes:
+def _read(archive: zipfile.ZipFile, member: str, largest: int) -> bytes:
+    """A member's content, which is never written to disk under its name; `largest` in bytes."""
     try:
+        size = archive.getinfo(member).file_size
+        if size > largest:
+            raise UserError(f"{archive.filename}: {member} is {size} bytes; must be at most {largest}")
         return archive.read(member)
     except KeyError:
         raise UserError(f"{archive.filename}: {member} is missing") from None
@@ -130,8 +136,21 @@ def _read(archive: zipfile.ZipFile, member: str) -> bytes:
         raise UserError(f"{archive.filename}: {member} cannot be read ({error})") from error
 
 
+def _lines(archive: zipfile.ZipFile, member: str) -> list[str]:
+    try:
+        return _read(archive, member, _LARGEST_LIST).decode().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{archive.filename}: {member} must be text in UTF-8") from None
+
+
 def _wnids(archive: zipfile.ZipFile) -> list[str]:
-    return _read(archive, _ROOT + "wnids.txt").decode().split()
+    member = _ROOT + "wnids.txt"
+    found = [wnid for line in _lines(archive, member) for wnid in line.split()]
+    if not found or len(set(found)) < len(found):
+        raise UserError(
+            f"{archive.filename}: {member} must name each class once; it has {len(found)} names"
+        )
+    return found
 
 
 def _train_members(archive: zipfile.ZipFile, labels: dict[str, int]) -> list[tuple[str, str]]:
@@ -146,13 +165,21 @@ def _train_members(archive: zipfile.ZipFile, labels: dict[str, int]) -> list[tup
 def _val_members(archive: zipfile.ZipFile, labels: dict[str, int]) -> list[tuple[str, str]]:
     """Member and class of every validation image, as annotated."""
     del labels
-    lines = _read(archive, _ROOT + "val/val_annotations.txt").decode().splitlines()
-    return [(f"{_ROOT}val/images/{name}", wnid) for name, wnid, *_ in (line.split() for line in lines)]
+    member = _ROOT + "val/val_annotations.txt"
+    members = []
+    for number, line in enumerate(_lines(archive, member), 1):
+        name, wnid, *_ = (*line.split(), "", "")
+        if not wnid:
+            raise UserError(f"{archive.filename}: {member}, line {number}: must be a file and its class")
+        members.append((f"{_ROOT}val/images/{name}", wnid))
+    if not members:
+        raise UserError(f"{archive.filename}: {member} must list the validation images; it is empty")
+    return members
 
 
 def _checked_jpeg(archive: zipfile.ZipFile, member: str) -> bytes:
     """The JPEG as it is stored, once it has decoded to the right size."""
-    content = _read(archive, member)
+    content = _read(archive, member, _LARGEST_IMAGE)
     try:
         shape = tuple(tf.io.decode_jpeg(content, channels=3).shape)
     except tf.errors.InvalidArgumentError as error:

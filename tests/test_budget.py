@@ -4,8 +4,10 @@ import re
 from fractions import Fraction
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from snn_tf.budget import Budget, Churn, common_counts, plan_update, target_cost
+from snn_tf.budget import Budget, Churn, common_counts, plan_update, shared_counts, target_cost
 from snn_tf.errors import UsageError
 
 
@@ -161,3 +163,86 @@ def test_plan_spends_what_was_left_before():
 def test_plan_refuses_more_than_the_target():
     with pytest.raises(ValueError, match="cost 9, the target is 8"):
         plan_update(fractions(a=1, b=1), {"a": 5, "b": 4}, make_budget({"a": 8, "b": 8}, 0.5), 0.5)
+
+
+# --- whatever the layers, their costs and the density
+
+
+@st.composite
+def budgets(draw):
+    """A budget that can be met, in weights or in MACs."""
+    names = "abcdef"[: draw(st.integers(1, 6))]
+    sizes = {name: draw(st.integers(1, 60)) for name in names}
+    costs = {name: draw(st.sampled_from([1, 1, 4, 9, 64])) for name in names}
+    counts_weights = draw(st.booleans())
+    try:
+        return make_budget(
+            sizes,
+            draw(st.integers(1, 1000)) / 1000,
+            None if counts_weights else costs,
+            draw(st.sampled_from([0.0, 0.005, 0.1, 0.5])),
+            {names[-1]: draw(st.integers(0, sizes[names[-1]]))},
+        )
+    except UsageError:
+        assume(False)
+
+
+def contributions_to(budget):
+    values = st.fractions(0, 10, max_denominator=50) | st.just(Fraction(0))
+    return st.fixed_dictionaries(dict.fromkeys(budget.sizes, values))
+
+
+def within(counts, budget):
+    """Active counts between each layer's floor and its size."""
+    return all(floor <= counts[name] <= budget.sizes[name] for name, floor in budget.floors.items())
+
+
+def cheapest_left(room, budget):
+    """Cost of the cheapest weight that might still be added; infinite if there is none."""
+    return min((budget.unit_costs[name] for name, count in room.items() if count), default=float("inf"))
+
+
+def in_weights(budget):
+    return set(budget.unit_costs.values()) == {1}
+
+
+@settings(max_examples=80, deadline=None)
+@given(budgets())
+def test_common_counts_never_exceed_size_or_target_and_leave_nothing_that_fits(budget):
+    counts = common_counts(budget)
+    gap = budget.target - budget.cost(counts)
+    assert within(counts, budget)
+    assert 0 <= gap < cheapest_left({n: budget.sizes[n] - counts[n] for n in counts}, budget)
+    assert not in_weights(budget) or gap == 0
+
+
+@settings(max_examples=80, deadline=None)
+@given(budgets().flatmap(lambda b: st.tuples(st.just(b), contributions_to(b))), st.data())
+def test_shared_counts_never_exceed_room_or_pool_and_leave_nothing_that_fits(case, data):
+    budget, contributions = case
+    room = {name: data.draw(st.integers(0, size)) for name, size in budget.sizes.items()}
+    pool = data.draw(st.integers(0, 2 * budget.cost(budget.sizes)))
+    counts = shared_counts(contributions, room, budget, pool)
+    assert all(0 <= counts[name] <= room[name] for name in room)
+    gap = pool - budget.cost(counts)
+    assert 0 <= gap < cheapest_left({name: room[name] - counts[name] for name in room}, budget)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    budgets().flatmap(lambda b: st.tuples(st.just(b), contributions_to(b))), st.floats(0, 1), st.data()
+)
+def test_plan_update_keeps_floors_rooms_and_target(case, p, data):
+    budget, contributions = case
+    active = dict(budget.floors)
+    for name, more in common_counts(budget).items():
+        active[name] = data.draw(st.integers(active[name], more))
+    churn = plan_update(contributions, active, budget, p)
+    after = {name: active[name] - churn.dropped[name] + churn.grown[name] for name in active}
+    for name, size in budget.sizes.items():
+        assert 0 <= churn.dropped[name] <= p * active[name]
+        assert 0 <= churn.grown[name] <= size - active[name]
+    gap = budget.target - budget.cost(after)
+    assert within(after, budget)
+    assert 0 <= gap < cheapest_left({n: budget.sizes[n] - after[n] for n in after}, budget)
+    assert not in_weights(budget) or gap == 0

@@ -13,7 +13,7 @@ from snn_tf.config import Config
 ROOT = Path(__file__).resolve().parents[1]
 MISTAKES = {
     "unknown flag": (["--bogus=1"], "'bogus'"),
-    "typo": (["--densty=0.1"], "Did you mean: dense_ends, density"),
+    "typo": (["--tempreature=2"], "Did you mean: temperature"),
     "not a number": (["--density=half"], "--density=half"),
     "value of two lines": (["--density=0.1\n0.2"], "--density=0.1 0.2"),
     "not a whole number": (["--timesteps=1.5"], "--timesteps=1.5"),
@@ -31,7 +31,14 @@ MISTAKES = {
     "last value wins": (["--density=0.1", "--density=3"], "--density=3.0"),
     "stray argument": (["quickstart"], "quickstart: flags start with --"),
     "missing flagfile": (["--flagfile=flags/missing.flags"], "flags/missing.flags"),
-    "flagfile without a name": (["--flagfile"], "--flagfile"),
+    "flagfile without a name": (["--flagfile="], "--flagfile=: must name a file"),
+    "no time step": (["--timesteps=0"], "--timesteps=0: must be at least 1"),
+    "nothing kept": (["--density=0"], "--density=0.0: must be in (0, 1]"),
+    "beyond all numbers": (
+        ["--ann_epochs=99999999999"],
+        "--ann_epochs=99999999999: must be at most 2147",
+    ),
+    "name of two lines": (["--run_dir=a\nb"], "must be one line"),
 }
 
 
@@ -91,6 +98,20 @@ def test_mistake_in_a_flagfile_exits_2_with_one_line(tmp_path):
     result = train(f"--flagfile={tmp_path}/outer.flags")
     assert result.returncode == 2
     assert result.stderr == "train.py: --density=7.0: must be in (0, 1]\n"
+
+
+def test_flagfile_that_includes_itself_exits_2_with_one_line(tmp_path):
+    (tmp_path / "self.flags").write_text(f"--flagfile={tmp_path}/self.flags\n")
+    result = train(f"--flagfile={tmp_path}/self.flags")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert f"--flagfile={tmp_path}/self.flags: must not include itself" in result.stderr
+
+
+def test_name_longer_than_the_file_system_allows_exits_1_with_one_line():
+    result = train(f"--run_dir={'x' * 300}")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: ")]
+    assert result.returncode == 1 and len(lines) == 1 and "File name too long" in lines[0]
+    assert "Traceback" not in result.stderr
 
 
 def test_flag_after_a_flagfile_overrides_it(tmp_path):

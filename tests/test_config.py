@@ -54,7 +54,7 @@ def values(name: str) -> st.SearchStrategy:
     if isinstance(default, bool):
         return st.booleans()
     if isinstance(default, int):
-        return st.integers(int(setting.low), int(min(setting.high, 2**40)))
+        return st.integers(int(setting.low), int(min(setting.high, 2**31 - 1)))
     if isinstance(default, float):
         high = None if setting.high == math.inf else setting.high
         return st.floats(
@@ -65,7 +65,8 @@ def values(name: str) -> st.SearchStrategy:
             exclude_min=setting.low_open,
             exclude_max=setting.high_open,
         )
-    return st.text(min_size=name in ("run_dir", "dataset"))
+    characters = st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"))
+    return st.text(characters, min_size=name in ("run_dir", "dataset")).filter(lambda t: t == t.strip())
 
 
 def without_contradictions(chosen: dict) -> Config:
@@ -103,6 +104,33 @@ def test_config_survives_the_way_through_flags(config):
     assert from_flags(words) == config
 
 
+@settings(deadline=None)
+@given(CONFIGS)
+def test_config_survives_the_way_through_a_flagfile(tmp_path_factory, config):
+    path = tmp_path_factory.getbasetemp() / "config.flags"
+    lines = (f"--{name}={shown(getattr(config, name))}\n" for name in FIELDS)
+    path.write_text("".join(lines), encoding="utf-8")
+    flag_values = flags.FlagValues()
+    cli.define_flags(flag_values)
+    assert cli.parse(["train.py", f"--flagfile={path}"], flag_values) == config
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\0b", " a", "a\t", "\udcff", "a\u2028b", "\x1b[2J"])
+@pytest.mark.parametrize("name", ["run_dir", "meta_model", "dataset", "data_dir", "manual_dir"])
+def test_config_text_that_is_not_one_line_is_refused(name, text):
+    with pytest.raises(UsageError) as caught:
+        Config(**{name: text})
+    assert str(caught.value) == (
+        f"--{name}={text!a}: must be one line of Unicode text, without space at its ends"
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in NUMBERS if type(FIELDS[n].default) is int])
+def test_config_whole_number_that_tensorflow_cannot_hold_is_refused(name):
+    with pytest.raises(UsageError, match=rf"^--{name}=9+: must be "):
+        Config(**{name: 99999999999})
+
+
 def test_config_without_flags_is_the_default():
     assert from_flags([]) == Config()
 
@@ -126,7 +154,7 @@ def test_config_is_frozen():
         ("v_th_scale", 0.0, "--v_th_scale=0.0: must be above 0"),
         ("seed", 2**31, "--seed=2147483648: must be in [0, 2.14748e+09]"),
         ("attention", math.nan, "--attention=nan: must be at least 0"),
-        ("width", math.inf, "--width=inf: must be above 0"),
+        ("width", math.inf, "--width=inf: must be in (0, 64]"),
         ("structure", "channels", "--structure=channels: must be one of irregular, channel"),
         ("budget", "", "--budget=: must be one of weights, macs"),
         (

@@ -155,6 +155,26 @@ def test_acs_equal_accumulates_counted_one_by_one(layer):
     assert acs(layer, activity, "padded") == pytest.approx(float(padded / images), rel=1e-12)
 
 
+@settings(max_examples=40, deadline=None)
+@given(convolutions(), st.integers(1, 3), st.integers(1, 2), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_costs_of_any_activity_equal_a_walk_over_all_taps(layer, steps, images, rate, seed):
+    rng = np.random.default_rng(seed)
+    shape = (steps, images, *layer.input_shape)
+    values = (rng.random(shape) < rate) * rng.integers(1, 5, shape) / 4
+    taps = nonzero = padded = 0.0
+    for step, image in itertools.product(range(steps), range(images)):
+        for position, inside in walk(layer):
+            value = values[(step, image, *position)] if inside else 0.0
+            taps += value
+            nonzero += value != 0
+        for position in np.argwhere(values[step, image]):
+            padded += values[(step, image, *position)] * float(padded_charge(layer, position[-1]))
+    activity = activity_of(values)
+    assert acs(layer, activity, "exact") == pytest.approx(taps / images, rel=1e-9)
+    assert nonzero_macs(layer, activity, "exact") == pytest.approx(nonzero / images, rel=1e-9)
+    assert acs(layer, activity, "padded") == pytest.approx(padded / images, rel=1e-9)
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_counts_after_a_pool_equal_a_walk_over_rates_and_nonzero_inputs(padding):
     spikes = np.random.default_rng(12).random((4, 2, 8, 6, 2)) < 0.2

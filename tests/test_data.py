@@ -4,6 +4,7 @@ import functools
 import io
 import os
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
@@ -374,6 +375,93 @@ def test_folder_that_is_not_there_is_refused(tmp_path):
     assert refusal(dataset="folder:").startswith("--dataset=folder:")
 
 
+def grey16(path: Path) -> None:
+    Image.fromarray(np.full((6, 5), 4096, np.uint16)).save(path)
+
+
+def with_alpha(alpha: int):
+    def make(path: Path) -> None:
+        image = np.concatenate([noise(0, 6, 5, 3), np.full((6, 5, 1), 255, np.uint8)], axis=2)
+        image[2, 3, 3] = alpha
+        Image.fromarray(image).save(path)
+
+    return make
+
+
+def grey_with_alpha(path: Path) -> None:
+    Image.fromarray(np.stack([noise(0, 6, 5), noise(1, 6, 5)], axis=2)).save(path)
+
+
+def transparent_palette(path: Path) -> None:
+    Image.fromarray(noise(0, 6, 5, 3)).quantize(8).save(path, transparency=3)
+
+
+def truncated_jpeg(path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(noise(0, 6, 5, 3)).save(stream, "jpeg")
+    path.write_bytes(stream.getvalue()[:-40])
+
+
+def giant(path: Path) -> None:
+    """A PNG of 130 bytes that says it has 3.6 thousand million pixels."""
+    stream = io.BytesIO()
+    Image.fromarray(noise(0, 6, 5, 3)).save(stream, "png")
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    content = bytearray(stream.getvalue())
+    content[12 : 12 + len(header)] = header
+    content[29:33] = zlib.crc32(header).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("gib", [1.0, 0.0])
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (grey16, "has 16 bits a channel; images must have 8"),
+        (with_alpha(254), "is transparent in places; images must be opaque"),
+        (grey_with_alpha, "is transparent in places; images must be opaque"),
+        (transparent_palette, "is transparent in places; images must be opaque"),
+        (truncated_jpeg, "cannot be read as an image"),
+        (giant, "cannot be read as an image"),
+        (lambda path: path.write_bytes(b""), "cannot be read as an image"),
+        (lambda path: path.mkdir(), "is not a file, or leads to none"),
+        (lambda path: os.mkfifo(path), "is not a file, or leads to none"),
+        (lambda path: path.symlink_to("nowhere"), "is not a file, or leads to none"),
+    ],
+    ids=["16 bits", "alpha", "grey alpha", "palette", "cut", "giant", "empty", "folder", "pipe", "link"],
+)
+def test_folder_with_an_image_that_is_none_or_would_lose_something_names_it(tmp_path, make, said, gib):
+    make_folder(tmp_path, 4)
+    make(tmp_path / "cat" / "odd.png")
+    line = refusal(dataset=f"folder:{tmp_path}", cache_gib=gib)
+    assert line.startswith(f"{tmp_path}/cat/odd.png: {said}")
+
+
+def test_folder_with_an_alpha_channel_that_is_opaque_is_read(tmp_path):
+    make_folder(tmp_path / "train", 2)
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    with_alpha(255)(tmp_path / "test" / "cat" / "opaque.png")
+    loaded = data.load(Config(dataset=f"folder:{tmp_path}"))
+    np.testing.assert_array_equal(loaded.test.images[0], noise(0, 6, 5, 3))
+
+
+@pytest.mark.parametrize("name", [b"c\xff/0.png", b"cat/\xfe.png"])
+def test_folder_with_a_name_not_in_utf8_names_it(tmp_path, name):
+    make_folder(tmp_path, 2)
+    path = os.fsencode(tmp_path) + b"/" + name
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(b"x")
+    assert "a name not in UTF-8" in refusal(dataset=f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("image_size, size", [(0, 1), (2, 2)])
+def test_folder_of_images_of_one_pixel_is_read(tmp_path, image_size, size):
+    make_folder(tmp_path, 4, shape=(1, 1, 3))
+    loaded = data.load(Config(dataset=f"folder:{tmp_path}", image_size=image_size))
+    assert loaded.spec.image_shape == (size, size, 3)
+
+
 # --- data sets of TFDS
 
 
@@ -618,6 +706,50 @@ def test_tiny_imagenet_with_a_wrong_member_names_it(tiny, name, content):
     members = {key: value for key, value in tiny_members().items() if key != name}
     line = refusal(**tiny(members | ({name: content} if content else {})))
     assert "tiny-imagenet-200.zip: " in line and name in line
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        (
+            f"{VAL}/val_annotations.txt",
+            b"val_0.JPEG\tn01\nval_1.JPEG\n",
+            ", line 2: must be a file and its class",
+        ),
+        (f"{VAL}/val_annotations.txt", b"\xff\xfe", " must be text in UTF-8"),
+        (f"{VAL}/val_annotations.txt", b"", " must list the validation images"),
+        (f"{VAL}/val_annotations.txt", b"../../x\tn01\n", f"{VAL}/images/../../x is missing"),
+        (f"{VAL}/val_annotations.txt", bytes(2**24 + 1), " is 16777217 bytes; must be at most 16777216"),
+        ("tiny-imagenet-200/wnids.txt", b"\xff\xfe", " must be text in UTF-8"),
+        ("tiny-imagenet-200/wnids.txt", b"\n", " must name each class once; it has 0 names"),
+        (
+            "tiny-imagenet-200/wnids.txt",
+            b"n01 n02 n03 n01",
+            " must name each class once; it has 4 names",
+        ),
+        (
+            f"{TRAIN}/n01/images/n01_9.JPEG",
+            bytes(2**20 + 1),
+            " is 1048577 bytes; must be at most 1048576",
+        ),
+    ],
+)
+def test_tiny_imagenet_with_a_member_that_makes_no_sense_names_it(tiny, tmp_path, name, content, said):
+    line = refusal(**tiny(tiny_members() | {name: content}))
+    assert line.startswith(str(tmp_path / "manual" / "tiny-imagenet-200.zip: ")) and said in line
+
+
+def test_tiny_imagenet_archive_that_would_write_outside_writes_nowhere(tmp_path):
+    image = jpeg(noise(0, 64, 64, 3))
+    outside = (
+        "../../outside.txt",
+        f"{tmp_path}/outside.txt",
+        f"{TRAIN}/n01/images/../../../../outside.JPEG",
+    )
+    zipped(tmp_path / "manual" / "tiny-imagenet-200.zip", tiny_members() | dict.fromkeys(outside, image))
+    loaded = data.load(Config(**tiny_settings(tmp_path)))
+    assert len(loaded.train) + len(loaded.validation) == 6
+    assert not [path for path in tmp_path.parent.rglob("*outside*")]
 
 
 def test_tiny_imagenet_with_a_class_without_images_names_it(tiny):

@@ -1,13 +1,15 @@
 """Tests of `snn_tf.execution`: what `auto` becomes, and that a run keeps to it."""
 
+import gc
 import json
+import weakref
 
 import pytest
 import tensorflow as tf
 
 from snn_tf import execution, native
 from snn_tf.config import Config
-from snn_tf.errors import UsageError
+from snn_tf.errors import UsageError, UserError
 
 
 @pytest.fixture
@@ -102,3 +104,59 @@ def test_deterministic_is_tensorflows(machine, tmp_path, monkeypatch, determinis
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
     execution.resolve(Config(run_dir=str(tmp_path), deterministic=deterministic))
     assert bool(asked) == deterministic
+
+
+@pytest.mark.parametrize(
+    "kept", ["[]", "3", '"native"', "null", "{", '{"lif": ["native"]}', '{"lif": 3}']
+)
+def test_broken_choice_is_one_line_with_its_path(machine, tmp_path, kept):
+    machine()
+    (tmp_path / "execution.json").write_text(kept)
+    with pytest.raises(UserError) as caught:
+        execution.resolve(Config(run_dir=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def traced_graph() -> weakref.ref:
+    """The graph of a function with a gradient of its own, after nobody else holds it."""
+
+    @tf.custom_gradient
+    def doubled(x):
+        return 2 * x, lambda upstream: 2 * upstream
+
+    graph = tf.function(doubled).get_concrete_function(tf.constant(1.0)).graph
+    return weakref.ref(graph)
+
+
+def test_graphs_traced_within_are_let_go_and_those_before_stay():
+    before = traced_graph()
+    with execution.released():
+        within = traced_graph()
+    gc.collect()
+    assert within() is None and before() is not None
+
+
+def test_gradients_registered_before_are_still_found():
+    @tf.function
+    @tf.custom_gradient
+    def tripled(x):
+        return 3 * x, lambda upstream: 5 * upstream
+
+    x = tf.constant(1.0)
+    tripled.get_concrete_function(x)
+    with execution.released():
+        tf.function(tf.custom_gradient(lambda y: (y, lambda upstream: upstream)))(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tripled(x)
+    assert float(tape.gradient(y, x)) == 5.0
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), tf.errors.ResourceExhaustedError(None, None, "OOM for [9]\nmore")]
+)
+def test_lack_of_memory_is_one_line_with_what_helps(error):
+    said = r"^not enough memory: .+; lower --batch_size"
+    with pytest.raises(UserError, match=said) as caught, execution.within_memory():
+        raise error
+    assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ LEVELS = {
     for level, names in enumerate(
         (
             ("errors",),
-            ("config", "budget", "interruption", "lock", "files"),
+            ("config", "budget", "flagfiles", "files", "interruption", "lock", "model_files"),
             (
                 "convolution",
                 "health",
@@ -41,7 +41,7 @@ LEVELS = {
 }
 WITHOUT_TENSORFLOW = (
     *("budget", "channels", "comparison", "config", "costs"),
-    *("errors", "health", "interruption", "lock", "report", "results", "sparsity"),
+    *("errors", "flagfiles", "health", "interruption", "lock", "report", "results", "sparsity"),
 )
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tf_keras as keras
 from run_folders import model_of, record
-from small_networks import kernels
+from small_networks import kernels, spec_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from snn_tf import config as configs
@@ -234,6 +235,58 @@ def test_teacher_of_other_data_is_refused(tmp_path, teacher, flag, other):
     config = config_of(tmp_path / "run", configs.COMPRESS, meta_model=str(folder.parent))
     line = refusal(UsageError, config)
     assert line.startswith(f"--meta_model={folder.parent}: trained with --{flag}={other}, not --{flag}=")
+
+
+@pytest.mark.parametrize("flag, other", [("network", "vgg9"), ("width", 0.5), ("head", "mlp")])
+def test_dense_run_of_another_network_than_the_teachers_is_refused(tmp_path, teacher, flag, other):
+    config = config_of(
+        tmp_path, configs.COMPRESS, meta_model=str(teacher), method="dense", **{flag: other}
+    )
+    line = refusal(UsageError, config)
+    assert line == (
+        f"--meta_model={teacher}: trained with --{flag}={SETTINGS[flag]}, not --{flag}={other}"
+    )
+
+
+def with_model(tmp_path, teacher, model) -> Path:
+    """A copy of the teacher's run folder that holds another model."""
+    folder = tmp_path / "other" / configs.TRAIN_ANN
+    shutil.copytree(teacher / configs.TRAIN_ANN, folder)
+    StageFolder(folder.parent, configs.TRAIN_ANN).save_model(model)
+    return folder.parent
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"mean": 100.0}, "standardises images by other statistics ((100.0,), "),
+        ({"std": 1.0}, "standardises images by other statistics (("),
+        (
+            {"classes": 9},
+            "for images and classes ((8, 8, 1), 9), but --dataset=digits has ((8, 8, 1), 10)",
+        ),
+        (
+            {"image_shape": (16, 16, 1)},
+            "for images and classes ((16, 16, 1), 10), but --dataset=digits has",
+        ),
+    ],
+    ids=["mean", "std", "classes", "image"],
+)
+def test_teacher_made_for_other_images_is_refused(tmp_path, teacher, changed, said):
+    own = data.load(config_of(tmp_path)).spec
+    facts = {"image_shape": own.image_shape, "mean": own.mean[0], "std": own.std[0]} | changed
+    model = models.build(config_of(tmp_path), "relu", spec_of(**facts))
+    other = with_model(tmp_path, teacher, model)
+    line = refusal(UsageError, config_of(tmp_path / "run", configs.COMPRESS, meta_model=str(other)))
+    assert line.startswith(f"--meta_model={other}: ") and said in line
+
+
+def test_teacher_that_this_package_did_not_make_is_refused(tmp_path, teacher):
+    image = keras.Input((8, 8, 1), dtype="uint8")
+    model = keras.Model(image, keras.layers.Dense(10)(keras.layers.Flatten()(image)))
+    other = with_model(tmp_path, teacher, model)
+    config = config_of(tmp_path / "run", configs.COMPRESS, meta_model=str(other))
+    assert "has no layer standardise" in refusal(UserError, config)
 
 
 def test_teacher_with_other_maps_is_refused(tmp_path, teacher):
