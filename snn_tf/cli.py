@@ -119,6 +119,8 @@ def _run_stages(config: Config) -> None:
     try:
         with execution.within_memory():
             stages.run(config)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"{where}{error.strerror or error}") from error
@@ -126,15 +128,24 @@ def _run_stages(config: Config) -> None:
 
 def run() -> None:
     """Entry point of `train.py` and of the console script `snn-train`."""
+    try:
+        _run()
+        sys.stdout.flush()
+    except (UserError, Interrupted) as error:
+        print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read the output has gone; what Python still flushes at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UserError.exit_code)
+
+
+def _run() -> None:
     if any(word.lstrip("-").startswith("help") or word == "-h" for word in sys.argv[1:]):
         print(help_text())
         return
     define_flags()
-    try:
-        config = parse(sys.argv)
-        logging.set_verbosity(flags.FLAGS.verbosity)
-        with interruption.handled(), locked(config.run_dir):
-            _run_stages(config)
-    except (UserError, Interrupted) as error:
-        print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    config = parse(sys.argv)
+    logging.set_verbosity(flags.FLAGS.verbosity)
+    with interruption.handled(), locked(config.run_dir):
+        _run_stages(config)

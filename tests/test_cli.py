@@ -120,6 +120,15 @@ def test_flag_after_a_flagfile_overrides_it(tmp_path):
     assert result.stderr == "train.py: --density=8.0: must be in (0, 1]\n"
 
 
+def test_reader_of_the_output_that_goes_away_gets_no_traceback():
+    """As in `train.py --help | head -1`."""
+    command = f"{sys.executable} train.py --help | true"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.stderr == ""
+
+
 @pytest.mark.parametrize(
     "words", [["--help"], ["--bogus=1"], ["--density=2"]], ids=["help", "flag", "value"]
 )
