@@ -135,11 +135,11 @@ def check(folder: pathlib.Path, owner: str = "") -> None:
         raise Damaged(f"{folder}: belongs to another stage or to other settings")
     for name, entry in manifest["files"].items():
         path = folder / name
-        if not path.is_file():
-            raise Damaged(f"{path}: is missing")
-        if (size := path.stat().st_size) != entry["bytes"]:
-            raise Damaged(f"{path}: has {size} bytes, must have {entry['bytes']}")
         try:
+            if not path.is_file():
+                raise Damaged(f"{path}: is missing")
+            if (size := path.stat().st_size) != entry["bytes"]:
+                raise Damaged(f"{path}: has {size} bytes, must have {entry['bytes']}")
             same = _hash(path) == entry["sha256"]
         except OSError as error:
             raise Damaged(f"{path}: could not be read: {first_line(error)}") from error

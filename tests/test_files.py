@@ -216,6 +216,7 @@ def test_files_that_a_manifest_does_not_name_are_free(sealed):
         ("manifest.json", lambda b: b.replace(b"\n", b" "), "not as it was written"),
         ("manifest.json", lambda b: b.replace(b'"bytes": 4', b'"bytes": "4"'), "not as it was"),
         ("manifest.json", lambda b: b.replace(b"mine", b"your"), "belongs to another stage"),
+        ("manifest.json", lambda b: b.replace(b"model", b"m" * 5000), "mmm: could not be read"),
     ],
 )
 def test_damage_is_named_in_one_line(sealed, name, change, said):
