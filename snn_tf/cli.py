@@ -20,6 +20,7 @@ from snn_tf.errors import Interrupted, UsageError, UserError
 from snn_tf.flagfiles import expanded
 from snn_tf.lock import locked
 
+_LONGEST_NAME = 100
 _EPILOGUE = """
 Flags may stand in a file, one per line: --flagfile=FILE, several times and nested. The last value
 given wins, so what overrides a file follows it. --verbosity=0 shows TensorFlow's own messages."""
@@ -85,8 +86,13 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> C
     Raises:
       UsageError: a word is not a flag, a value is not allowed, or a flagfile is not as it must be.
     """
+    words = expanded(argv[1:])
+    for word in words:
+        # absl's search for a similar name is recursive in its length.
+        if len(word.partition("=")[0]) > _LONGEST_NAME:
+            raise UsageError(f"{word[:40]}...: there is no flag with so long a name")
     try:
-        rest = flag_values([argv[0], *expanded(argv[1:])])
+        rest = flag_values([argv[0], *words])
     except flags.Error as error:
         raise UsageError(" ".join(str(error).split())) from error
     if len(rest) > 1:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MISTAKES = {
     "unknown flag": (["--bogus=1"], "'bogus'"),
     "typo": (["--tempreature=2"], "Did you mean: temperature"),
+    "very long name": ([f"--{'x' * 5000}=1"], "xxx...: there is no flag with so long a name"),
     "not a number": (["--density=half"], "--density=half"),
     "value of two lines": (["--density=0.1\n0.2"], "--density=0.1 0.2"),
     "not a whole number": (["--timesteps=1.5"], "--timesteps=1.5"),
