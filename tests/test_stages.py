@@ -232,6 +232,7 @@ def test_teacher_of_other_data_is_refused(tmp_path, teacher, flag, other):
     made = record(tmp_path / "other", configs.TRAIN_ANN)
     made["config"][flag] = other
     (folder / "record.json").write_text(json.dumps(made))
+    (folder / "manifest.json").unlink()
     config = config_of(tmp_path / "run", configs.COMPRESS, meta_model=str(folder.parent))
     line = refusal(UsageError, config)
     assert line.startswith(f"--meta_model={folder.parent}: trained with --{flag}={other}, not --{flag}=")
@@ -387,4 +388,4 @@ def test_damaged_model_is_one_line_and_exit_1(tmp_path, teacher):
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert said.returncode == 1, said.stderr
     (line,) = said.stderr.strip().splitlines()
-    assert line.startswith(f"train.py: {model}: could not be read: ")
+    assert line.startswith(f"train.py: {model}: its content has changed (SHA-256); ")
