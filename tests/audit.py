@@ -31,15 +31,13 @@ def verdict(found: dict | str) -> tuple[str, int]:
     audited = [package for package in packages if "vulns" in package]
     if not audited:
         return "audit: skipped, no package's advisories could be reached", 0
-    lines = [
-        f"{package['name']} {package['version']}: {flaw['id']}, fixed in {', '.join(flaw['fix_versions'])}"
+    flaws = [
+        f"{package['name']} {package['version']}: {flaw['id']}, fixed in {flaw['fix_versions']}"
         for package in audited
         for flaw in package["vulns"]
     ]
-    lines.append(
-        f"audit: {len(lines)} known vulnerabilities, {len(audited)} of {len(packages)} looked up"
-    )
-    return "\n".join(lines), int(len(lines) > 1)
+    count = f"{len(audited)} of {len(packages)} packages looked up"
+    return "\n".join([*flaws, f"audit: {len(flaws)} known vulnerabilities, {count}"]), int(bool(flaws))
 
 
 if __name__ == "__main__":
