@@ -1,6 +1,6 @@
 """Looks up known vulnerabilities of what is installed: `make audit`.
 
-Exit code 1 if there are any. Where the advisories cannot be reached, one line says so, and the code is 0.
+Exit code 1 if there are any. Where advisories cannot be reached, one line says so, and the code is 0.
 """
 
 import json
