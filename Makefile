@@ -1,16 +1,20 @@
 # make quickstart   the whole pipeline in little: flags/quickstart.flags
 # make test         the fast tests
+# make check        format, lint, types, the fast tests and the audit
+# make audit        known vulnerabilities of what is installed; skipped where they cannot be looked up
 # make faults       runs that are killed, checkpoints that are damaged, disks that are full
-# make check        format, lint, types and the fast tests
+# make fuzz         10,100 broken inputs in one process, 50 on the command line
+# make soak         the pipeline over and over for MINUTES (60); memory, descriptors and threads stay flat
 # make bench        the benchmark against other libraries, in .venv-bench; appends to benchmarks/RESULTS.md
 # The first call makes .venv and installs what it needs; PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
+MINUTES ?= 60
 
 version_ok = $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
 install = $(1)/bin/pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: quickstart test faults check bench
+.PHONY: quickstart test check audit faults fuzz soak bench
 
 quickstart: .venv/core.stamp
 	.venv/bin/python train.py --flagfile=flags/quickstart.flags
@@ -26,6 +30,16 @@ check: .venv/test.stamp
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python tests/audit.py
+
+audit: .venv/test.stamp
+	.venv/bin/python tests/audit.py
+
+fuzz: .venv/test.stamp
+	.venv/bin/python -m pytest -m slow tests/test_fuzz.py
+
+soak: .venv/test.stamp
+	PYTHONPATH=. .venv/bin/python benchmarks/soak.py --minutes=$(MINUTES)
 
 bench: .venv-bench/bench.stamp
 	.venv-bench/bin/python benchmarks/peers.py

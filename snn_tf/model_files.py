@@ -32,7 +32,7 @@ _KNOWN = {
     "snn_tf.layers": {"Conv2D", "Dropout", "LIF", "ReadOut"},
     "snn_tf.pruning": {"Masked"},
     "tf_keras.src.engine.functional": {"Functional"},
-    None: {"ConstantSparsity"},  # tfmot's schedule, of which the wrapper reads the name itself
+    None: {"ConstantSparsity", "PolynomialDecay"},  # schedules, which tfmot looks up by name
 }
 _UNREADABLE = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError),

@@ -5,6 +5,7 @@ judged by what comes of it: a result, or a `UserError` of one line, within a tim
 """
 
 import contextlib
+import io
 import json
 import random
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from absl import flags
 from PIL import Image
 
-from snn_tf import cli, results
+from snn_tf import cli, files, results
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UserError
 from snn_tf.runs import StageFolder
@@ -170,17 +171,24 @@ class RunFolder:
         self.whole = {path: path.read_bytes() for path in self.files}
 
     def broken(self, rng: random.Random) -> Callable[[], object]:
-        """Breaks a file; the attempt reads the run as its later stages do, and mends it."""
+        """Breaks one file of a whole run; the attempt reads the run as its later stages do.
+
+        In half the cases there is no manifest, so that what is broken is not found by its SHA-256.
+        """
+        for file, content in self.whole.items():
+            file.write_bytes(content)
         path = rng.choice(self.files)
         path.write_bytes(damaged_json(self.whole[path], rng))
+        if rng.random() < 0.5:
+            for file in self.files:
+                if file.name == files.MANIFEST and file != path:
+                    file.unlink()
 
         def attempt():
-            try:
-                first, second = self.stages
+            first, second = self.stages
+            with contextlib.redirect_stdout(io.StringIO()):
                 second.open(self.config, [first])
-                return [(stage.record(), stage.fingerprint()) for stage in self.stages]
-            finally:
-                path.write_bytes(self.whole[path])
+            return [(stage.record(), stage.fingerprint()) for stage in self.stages]
 
         return attempt
 
