@@ -90,14 +90,18 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> C
     for word in words:
         # absl's search for a similar name is recursive in its length.
         if len(word.partition("=")[0]) > _LONGEST_NAME:
-            raise UsageError(f"{word[:40]}...: there is no flag with so long a name")
+            raise UsageError(f"{_one_line(word[:40])}...: there is no flag with so long a name")
     try:
         rest = flag_values([argv[0], *words])
     except flags.Error as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(_one_line(str(error))) from error
     if len(rest) > 1:
-        raise UsageError(f"{rest[1]}: flags start with --, such as --density=0.05")
+        raise UsageError(f"{_one_line(rest[1])}: flags start with --, such as --density=0.05")
     return config_from_flags(flag_values)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 @contextlib.contextmanager

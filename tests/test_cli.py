@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from snn_tf import cli
 from snn_tf.config import Config
+from snn_tf.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 MISTAKES = {
@@ -113,6 +115,17 @@ def test_name_longer_than_the_file_system_allows_exits_1_with_one_line():
     lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: ")]
     assert result.returncode == 1 and len(lines) == 1 and "File name too long" in lines[0]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "word", ["stray\r\nword", "--density=0.1\n0.2", "--" + "x\n" * 2000], ids=["stray", "value", "name"]
+)
+def test_refusal_is_one_line_whatever_the_word(word):
+    flag_values = flags.FlagValues()
+    cli.define_flags(flag_values)
+    with pytest.raises(UsageError) as caught:
+        cli.parse(["train.py", word], flag_values)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_flag_after_a_flagfile_overrides_it(tmp_path):
