@@ -254,6 +254,7 @@ def with_model(tmp_path, teacher, model) -> Path:
     folder = tmp_path / "other" / configs.TRAIN_ANN
     shutil.copytree(teacher / configs.TRAIN_ANN, folder)
     StageFolder(folder.parent, configs.TRAIN_ANN).save_model(model)
+    (folder / "manifest.json").unlink()
     return folder.parent
 
 
