@@ -27,7 +27,7 @@ _ROOT = "tiny-imagenet-200/"
 _TRAIN_IMAGE = re.compile(_ROOT + r"train/([^/]+)/images/[^/]+\.JPEG")
 _LARGEST_IMAGE = 2**20  # bytes; 64 x 64 pixels take some thousand
 _LARGEST_LIST = 2**24
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 @dataclasses.dataclass(eq=False)

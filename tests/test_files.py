@@ -7,21 +7,11 @@ import shutil
 
 import pytest
 import tensorflow as tf
+from run_folders import contents, one_line
 
 from snn_tf import files
 from snn_tf.checkpoints import Checkpoints
 from snn_tf.errors import UserError
-
-
-def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def one_line(caught) -> str:
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
-
 
 # --- whole files or none
 

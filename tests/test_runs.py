@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 from absl import flags
+from run_folders import contents, one_line
 
 from snn_tf import cli, files, models, pruning, runs
 from snn_tf import config as configs
@@ -39,16 +40,6 @@ def finished(run_dir, stage=configs.TRAIN_ANN, upstream=None, **settings):
     if not folder.done:
         folder.finish(Config(**settings), 1.5, {"accuracy": 0.5})
     return folder
-
-
-def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def one_line(caught) -> str:
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 # --- new, finished, resumed
