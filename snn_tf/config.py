@@ -7,6 +7,7 @@ answered before that.
 
 import dataclasses
 import math
+import pathlib
 import re
 import unicodedata
 import zlib
@@ -98,6 +99,9 @@ class Config:
         ("all",), "Stages to run, comma-separated.", "Run", choices=("all", *STAGES))
     meta_model: str = _setting(
         "", "Run folder whose train_ann result is the teacher; empty: this run's own.", "Run")
+    snn_start: str = _setting(
+        "", "Run folder whose trained SNN is where train_snn starts, at this T; the stages before are "
+        "that run's. Empty: the converted SNN.", "Run")
     overwrite: bool = _setting(
         False, "Move a stage's folder aside when its settings have changed, and run it again.", "Run")
     seed: int = _setting(
@@ -281,6 +285,10 @@ class Config:
         "stop", "What a step does whose loss or gradient is not finite. stop: ends the training at the "
         "last good checkpoint. skip: leaves weights, scores and slots as they are, and is counted.",
         "Execution", choices=("stop", "skip"))
+    on_degenerate: str = _setting(
+        "warn", "What a training does at an epoch's end where no spike reaches the output layer, or a "
+        "v_th or leak is at its lower bound. stop: ends there, at the last good checkpoint.",
+        "Execution", choices=("warn", "stop"))
     deterministic: bool = _setting(
         False, "Only TensorFlow operations whose result is the same to the bit every time; what that "
         "costs here says benchmarks/determinism.py.", "Execution")
@@ -360,6 +368,8 @@ def _check_together(config: Config) -> None:
         )
     if (config.lif, config.jit_compile) == ("native", "true"):
         raise UsageError("--jit_compile=true: must be false or auto with --lif=native")
+    if config.snn_start and pathlib.Path(config.snn_start) == pathlib.Path(config.run_dir):
+        raise UsageError(f"--snn_start={config.snn_start}: must be another folder than --run_dir")
     if config.dense_ends and config.structure == "channel":
         raise UsageError("--dense_ends=True: must be False with --structure=channel")
     if config.method == "magnitude_uniform":

@@ -250,6 +250,30 @@ def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> k
     return snn
 
 
+def respiking(snn: keras.Model, config: Config) -> keras.Model:
+    """A plain SNN with the weights, v_th and leaks of another, over `config.timesteps` steps.
+
+    Args:
+      snn: a model of `spiking`.
+      config: timesteps, surrogate, surrogate_scale.
+    """
+    changes = {
+        "timesteps": config.timesteps,
+        "surrogate": config.surrogate,
+        "surrogate_scale": config.surrogate_scale,
+    }
+
+    def changed(layer):
+        settings = layer.get_config()
+        return type(layer).from_config(
+            {name: changes.get(name, value) for name, value in settings.items()}
+        )
+
+    copy = keras.models.clone_model(snn, clone_function=changed)
+    copy.set_weights(snn.get_weights())
+    return copy
+
+
 def driving_synapses(graph: Graph, neuron: str) -> list[Layer]:
     """The synapse layers whose outputs add up to the current of a layer of neurons."""
     met = graph.nearest(neuron, lambda layer: is_synapse(layer) or is_source(layer))

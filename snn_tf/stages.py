@@ -39,7 +39,8 @@ from snn_tf.update import Recipe
 
 Facts = dict[str, Any]
 
-_SHARED_WITH_META_MODEL = ("dataset", "image_size", "validation_fraction")
+_SHARED_WITH_OTHER_RUN = ("dataset", "image_size", "validation_fraction")
+_BEFORE_SNN = (configs.TRAIN_ANN, configs.COMPRESS, configs.CONVERT)
 _DENSE_IS_META_MODEL = ("network", "width", "head", "batch_norm")
 
 
@@ -55,8 +56,8 @@ def run(config: Config) -> None:
     source = functools.cache(lambda: data.load(config))
     for stage in config.stages():
         interruption.check()
-        if stage == configs.TRAIN_ANN and config.meta_model:
-            print(f"{stage}: taken from {config.meta_model}")
+        if other := _taken_from(config, stage):
+            print(f"{stage}: taken from {other}")
             continue
         folder = stage_folder(config, stage)
         folder.open(config, _upstream(config, stage))
@@ -75,9 +76,19 @@ def run(config: Config) -> None:
 
 
 def stage_folder(config: Config, stage: str) -> StageFolder:
-    """A stage's folder; the meta-model's may be in another run."""
-    shared = stage == configs.TRAIN_ANN and config.meta_model
-    return StageFolder(pathlib.Path(config.meta_model if shared else config.run_dir), stage)
+    """A stage's folder, which may be in another run."""
+    return StageFolder(pathlib.Path(_taken_from(config, stage) or config.run_dir), stage)
+
+
+def _taken_from(config: Config, stage: str) -> str:
+    """The other run's folder that has a stage's result; empty if this run makes it."""
+    run, meta_model, start = "", config.meta_model, config.snn_start
+    while start and stage in _BEFORE_SNN and not (meta_model and stage == configs.TRAIN_ANN):
+        made = StageFolder(pathlib.Path(start), configs.TRAIN_SNN).record()["config"]
+        run, meta_model, start = start, made.get("meta_model", ""), made.get("snn_start", "")
+        if start and pathlib.Path(start) == pathlib.Path(config.run_dir):
+            raise UsageError(f"--snn_start={config.snn_start}: began with the SNN of --run_dir={start}")
+    return meta_model if meta_model and stage == configs.TRAIN_ANN else run
 
 
 def _model_of(config: Config, stage: str) -> keras.Model:
@@ -88,11 +99,17 @@ def _model_of(config: Config, stage: str) -> keras.Model:
 def _upstream(config: Config, stage: str) -> list[StageFolder]:
     """The folders that a stage builds on, nearest first."""
     folders = []
+    if stage == configs.TRAIN_SNN and config.snn_start:
+        folders.append(_snn_start(config))
     above = UPSTREAM[stage]
     while above:
         folders.append(stage_folder(config, above))
         above = UPSTREAM[above]
     return folders
+
+
+def _snn_start(config: Config) -> StageFolder:
+    return StageFolder(pathlib.Path(config.snn_start), configs.TRAIN_SNN)
 
 
 def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
@@ -167,7 +184,7 @@ def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The SNN, trained: weights, thresholds and leaks together; masks stay."""
-    model = _model_of(config, configs.CONVERT)
+    model = _untrained_snn(config, source)
     teacher = _model_of(config, configs.COMPRESS) if config.snn_distill else None
     before = pruning.masks(model)
     recipe = Recipe(
@@ -181,6 +198,18 @@ def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
         raise UserError(f"{folder.stage}: masks changed in training")
     folder.save_model(model)
     return _trained(trainer, result) | _neurons(model, result)
+
+
+def _untrained_snn(config: Config, source: data.Data) -> keras.Model:
+    """What SNN training starts from: the converted SNN, or another run's trained one."""
+    if not config.snn_start:
+        return _model_of(config, configs.CONVERT)
+    flag, folder = f"--snn_start={config.snn_start}", _snn_start(config)
+    _check_settings(flag, folder, config, _SHARED_WITH_OTHER_RUN)
+    trained = folder.load_model()
+    _check_fits(flag, trained, config, source)
+    model = models.respiking(pruning.unwrap(trained), config)
+    return use_implementation(pruning.wrap(model, pruning.masks(trained)), config.lif)
 
 
 def evaluate(config: Config, source: data.Data, folder: StageFolder) -> Facts:
@@ -227,31 +256,40 @@ def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 def _meta_model(config: Config, source: data.Data) -> keras.Model:
     """The teacher, checked against the data set of this run."""
-    folder = stage_folder(config, configs.TRAIN_ANN)
+    given = "snn_start" if config.snn_start and not config.meta_model else "meta_model"
+    flag = f"--{given}={getattr(config, given)}"
+    names = _SHARED_WITH_OTHER_RUN + (_DENSE_IS_META_MODEL if config.method == "dense" else ())
+    _check_settings(flag, stage_folder(config, configs.TRAIN_ANN), config, names)
+    teacher = _model_of(config, configs.TRAIN_ANN)
+    _check_fits(flag, teacher, config, source)
+    return teacher
+
+
+def _check_settings(flag: str, folder: StageFolder, config: Config, names: tuple[str, ...]) -> None:
+    """Raises `UsageError` if a stage of another run, given by a flag, was made with other settings."""
     made_with = folder.record()["config"]
-    names = _SHARED_WITH_META_MODEL + (_DENSE_IS_META_MODEL if config.method == "dense" else ())
     for name in names:
         made = made_with.get(name, getattr(Config, name))
         if made != getattr(config, name):
             raise UsageError(
-                f"--meta_model={config.meta_model}: trained with --{name}={made}, "
-                f"not --{name}={getattr(config, name)}"
+                f"{flag}: trained with --{name}={made}, not --{name}={getattr(config, name)}"
             )
-    teacher = _model_of(config, configs.TRAIN_ANN)
-    shapes = tuple(teacher.input_shape[1:]), teacher.output_shape[-1]
+
+
+def _check_fits(flag: str, model: keras.Model, config: Config, source: data.Data) -> None:
+    """Raises `UsageError` if a network of another run, given by a flag, was made for other images."""
+    shapes = tuple(model.input_shape[1:]), model.output_shape[-1]
     wanted = tuple(source.spec.image_shape), source.spec.num_classes
     if shapes != wanted:
         raise UsageError(
-            f"--meta_model={config.meta_model}: for images and classes {shapes}, "
-            f"but --dataset={config.dataset} has {wanted}"
+            f"{flag}: for images and classes {shapes}, but --dataset={config.dataset} has {wanted}"
         )
-    found = models.standardisation(teacher)
+    found = models.standardisation(model)
     if not np.allclose(found, (source.spec.mean, source.spec.std), rtol=1e-4, atol=1e-4):
         raise UsageError(
-            f"--meta_model={config.meta_model}: standardises images by other statistics {found} "
+            f"{flag}: standardises images by other statistics {found} "
             f"than those of --dataset={config.dataset}, {(source.spec.mean, source.spec.std)}"
         )
-    return teacher
 
 
 def _calibration_batches(config: Config, source: data.Data) -> list[np.ndarray]:

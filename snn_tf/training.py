@@ -33,6 +33,7 @@ Values = dict[str, float]
 
 _SHOWN_MAPS = 4
 _LONGEST_CALL = 2.0  # seconds
+_FINITE_REMEDY = "lower the learning rate, or set --clip_norm or --on_nonfinite=skip"
 
 
 class Trainer:
@@ -178,7 +179,7 @@ class Trainer:
             churn = self.pruner.update(step, self.update.optimizer)
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
         if ends_epoch:
-            self._warn(step, health.at_bounds(self._neuron_parameters(), LEAST))
+            self._handle_degenerate(step, health.at_bounds(self._neuron_parameters(), LEAST))
         if self._validates(step):
             with interruption.immediate():
                 self._validate(step, batch)
@@ -233,7 +234,7 @@ class Trainer:
         rates = evaluation.spike_rates()
         for warning in self.watch.end_epoch(rates):
             tqdm.write(warning)
-        self._warn(step, health.silenced(rates))
+        self._handle_degenerate(step, health.silenced(rates))
         if isinstance(self.objective, AttentionGuided):
             self.board.attention_maps(step, self.shown, self.objective.maps(self.shown))
             self.board.scalars(step, self._gradient_shares(*batch))
@@ -279,6 +280,12 @@ class Trainer:
         for line in self.watch.once(step, warnings):
             tqdm.write(line)
 
+    def _handle_degenerate(self, step: int, findings: list[str]) -> None:
+        """Says what `health` found after `step` steps, or ends there, as `--on_degenerate` says."""
+        if findings and self.config.on_degenerate == "stop":
+            self._stop(f"step {step}: {findings[0]}", "--on_degenerate=warn goes on")
+        self._warn(step, findings)
+
     def _check_finite(self, step: int) -> None:
         """Looks at the steps up to `step` for loss or gradients that are not finite."""
         skipped, bad = int(self.update.skipped), int(self.update.bad_step)
@@ -293,12 +300,9 @@ class Trainer:
                 self._stop(f"loss or gradient is not finite at any step of the epoch up to {step}")
             self.skipped_before = skipped
 
-    def _stop(self, reason: str) -> NoReturn:
+    def _stop(self, reason: str, remedy: str = _FINITE_REMEDY) -> NoReturn:
         kept = self.checkpoints.newest or "none"
-        raise UserError(
-            f"{self.folder.stage}: {reason}; last good checkpoint: {kept}; "
-            "lower the learning rate, or set --clip_norm or --on_nonfinite=skip"
-        )
+        raise UserError(f"{self.folder.stage}: {reason}; last good checkpoint: {kept}; {remedy}")
 
     def _save(self, step: int) -> None:
         """Keeps the state after `step` steps. Weights that a finite gradient spoils are found here."""

@@ -68,7 +68,7 @@ class Update:
       objective: what is minimised.
       steps_per_epoch: optimizer steps in an epoch.
       seed: key of the dropout masks.
-      pruner: keeps scores and gates; None where masks stay as they are.
+      pruner: keeps scores and gates; None where masks stay as they are now.
 
     Attributes:
       step: the compiled function of one step: images uint8 [B, H, W, C] and labels int32 [B] to loss
@@ -105,6 +105,7 @@ class Update:
         self.kernels = {
             inner(layer).kernel.ref(): name for name, layer in Graph.of(model).select(is_synapse).items()
         }
+        self.fixed_gates = {} if pruner else _sparse_masks(model)
         self.skipped = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped")
         self.bad_step = tf.Variable(0, trainable=False, dtype=tf.int64, name="bad_step")
         self.bad_gradients = tf.Variable(
@@ -204,7 +205,7 @@ class Update:
     def _gates(self) -> dict[str, tf.Tensor]:
         if self.pruner:
             return {name: self.pruner.gate(name) for name in wrappers(self.model)}
-        return {name: mask_of(wrapper) for name, wrapper in wrappers(self.model).items()}
+        return self.fixed_gates
 
 
 def trained_variables(model: keras.Model, config: Config) -> list[tf.Variable]:
@@ -215,6 +216,12 @@ def trained_variables(model: keras.Model, config: Config) -> list[tf.Variable]:
             fixed |= set() if config.train_leak else {layer.cell.leak.ref()}
             fixed |= set() if config.train_v_th else {layer.cell.v_th.ref()}
     return [variable for variable in model.trainable_variables if variable.ref() not in fixed]
+
+
+def _sparse_masks(model: keras.Model) -> dict[str, tf.Variable]:
+    """The masks that are not all ones."""
+    masks = {name: mask_of(wrapper) for name, wrapper in wrappers(model).items()}
+    return {name: mask for name, mask in masks.items() if not mask.numpy().all()}
 
 
 def moving_statistics(model: keras.Model) -> list[tf.Variable]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -22,6 +23,7 @@ WITHOUT_RESULT = {
     "run_dir",
     "stage",
     "meta_model",
+    "snn_start",
     "overwrite",
     "data_dir",
     "manual_dir",
@@ -32,6 +34,7 @@ WITHOUT_RESULT = {
     "checkpoint_every",
     "keep_checkpoints",
     "on_nonfinite",
+    "on_degenerate",
     "deterministic",
     "log_every",
     "validate_every",
@@ -79,6 +82,8 @@ def without_contradictions(chosen: dict) -> Config:
         agreeing |= {"dense_ends": False}
     if chosen["lif"] == "native" and chosen["jit_compile"] == "true":
         agreeing |= {"jit_compile": "auto"}
+    if Path(chosen["snn_start"]) == Path(chosen["run_dir"]):
+        agreeing |= {"snn_start": ""}
     return Config(**(chosen | agreeing))
 
 

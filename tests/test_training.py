@@ -17,6 +17,7 @@ from snn_tf.errors import Interrupted, UserError
 from snn_tf.files import write_json
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
 from snn_tf.interruption import handled
+from snn_tf.layers import LEAST
 from snn_tf.objectives import AttentionGuided, CrossEntropy
 from snn_tf.runs import StageFolder
 from snn_tf.training import Trainer
@@ -635,6 +636,49 @@ def test_epoch_without_one_finite_step_stops_even_with_skip(tmp_path):
     trainer.update.objective = objective
     with pytest.raises(UserError, match="not finite at any step of the epoch up to 3; last good"):
         trainer.run()
+
+
+# --- degenerate networks
+
+
+def degenerate(run_dir, finding: str, **settings) -> Trainer:
+    """A trainer of an SNN that has gone silent, or two of whose leaks are at their lower bound."""
+    trainer = trainer_of("snn", run_dir, train_leak=False, **settings)
+    cells = [layer.cell for layer in Graph.of(trainer.model).select(is_neuron).values()]
+    if finding == "silence":
+        cells[1].v_th.assign(1e6)
+    else:
+        for cell in cells[:2]:
+            cell.leak.assign(LEAST)
+    return trainer
+
+
+DEGENERATE = {
+    "silence": "no spike reaches the output layer; the first silent layer is conv2_neuron; ",
+    "bound": "leak of conv1_neuron, conv2_neuron is at its lower bound, 0.001; ",
+}
+
+
+@pytest.mark.parametrize("finding", DEGENERATE)
+def test_degenerate_network_is_warned_of_once_and_trained_on(tmp_path, capsys, finding):
+    trainer = degenerate(tmp_path, finding)
+    trainer.run()
+    assert int(trainer.update.optimizer.iterations) == STEPS
+    said = [line for line in capsys.readouterr().out.splitlines() if DEGENERATE[finding] in line]
+    assert len(said) == 1 and said[0].startswith(f"train_snn: warning: step {STEPS_PER_EPOCH}: ")
+
+
+@pytest.mark.parametrize("finding", DEGENERATE)
+def test_degenerate_network_ends_the_training_if_asked(tmp_path, finding):
+    trainer = degenerate(tmp_path, finding, on_degenerate="stop")
+    with pytest.raises(UserError) as caught:
+        trainer.run()
+    line = str(caught.value)
+    assert line.startswith(f"train_snn: step {STEPS_PER_EPOCH}: {DEGENERATE[finding]}")
+    assert line.endswith(
+        f"last good checkpoint: {trainer.checkpoints.newest}; --on_degenerate=warn goes on"
+    )
+    assert trainer.checkpoints.newest.name == "step-2"
 
 
 # --- signals
