@@ -66,6 +66,7 @@ def trainer(config: Config, model: keras.Model, source: data.Data) -> TimedTrain
     """The loop of one epoch over `source`."""
     recipe = dataclasses.replace(project.recipe(config, "snn"), epochs=1)
     folder = StageFolder(pathlib.Path(config.run_dir), TRAIN_SNN)
+    folder.open(config, upstream=())
     return TimedTrainer(config, recipe, model, CrossEntropy(model, config), source, folder)
 
 

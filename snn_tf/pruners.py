@@ -19,7 +19,8 @@ from snn_tf.errors import UsageError
 from snn_tf.pruning import (
     Masks,
     assign_masks,
-    mask_of,
+    gate_of,
+    mask_by_tfmot,
     masks,
     project,
     sparsity_schedule,
@@ -91,7 +92,7 @@ class Pruner(tf.Module):
 
     def gate(self, name: str) -> tf.Tensor:
         """1 where the optimizer may move a layer's weights, 0 elsewhere, in the kernel's shape."""
-        return tf.convert_to_tensor(mask_of(self.wrappers[name]))
+        return gate_of(self.wrappers[name])
 
     def active_channels(self, neuron: str) -> tf.Tensor | None:
         """[C], 1 for the active channels of a neuron layer; None if all are."""
@@ -223,9 +224,8 @@ class IrregularPruner(Pruner):
         return new
 
     def _revise_by_tfmot(self, step: int) -> None:
-        for wrapper in self.wrappers.values():
-            wrapper.pruning_step.assign(step)
-            wrapper.pruning_obj.conditional_mask_update()
+        new = {name: mask_by_tfmot(wrapper, step) for name, wrapper in self.wrappers.items()}
+        assign_masks(self.model, new)
 
 
 class ChannelPruner(Pruner):

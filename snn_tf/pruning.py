@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
+from tensorflow_model_optimization.python.core.sparsity.keras.pruning_impl import Pruning
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
 from snn_tf.graph import Graph, inner, is_synapse
@@ -25,8 +26,13 @@ tfmot.sparsity.keras.PrunableLayer.register(Conv2D)
 class Masked(PruneLowMagnitude):
     """tfmot's wrapper with a pure forward pass: masks change only where `Pruner` changes them.
 
-    The wrapped weights are kept masked themselves, so the gradient reaches inactive weights too.
+    The wrapped weights are kept masked themselves, so the gradient reaches inactive weights too. Masks
+    take a byte per weight.
     """
+
+    def add_weight(self, name=None, shape=None, dtype=None, **settings):
+        dtype = tf.bool if name == "mask" else dtype
+        return super().add_weight(name, shape, dtype, **settings)
 
     def call(self, inputs, training=None):
         del training
@@ -93,18 +99,36 @@ def wrappers(model: keras.Model) -> dict[str, Masked]:
 
 
 def mask_of(wrapper: Masked) -> tf.Variable:
-    """A wrapper's mask: 0 and 1, in the shape of the kernel."""
+    """A wrapper's mask, boolean, in the shape of the kernel."""
     ((_, mask, _),) = wrapper.pruning_vars
     return mask
+
+
+def gate_of(wrapper: Masked) -> tf.Tensor:
+    """A wrapper's mask as factors, float32 0 and 1."""
+    return tf.cast(mask_of(wrapper), tf.float32)
+
+
+def mask_by_tfmot(wrapper: Masked, step: int) -> np.ndarray:
+    """The mask, boolean, that tfmot's own method makes of a layer's weights after `step` steps."""
+    kernel = inner(wrapper).kernel
+    mask, threshold = tf.Variable(gate_of(wrapper)), tf.Variable(0.0)
+    pruning = Pruning(
+        training_step_fn=lambda: tf.constant(step, tf.int64),
+        pruning_vars=[(kernel, mask, threshold)],
+        pruning_schedule=wrapper.pruning_schedule,
+        block_size=wrapper.block_size,
+        block_pooling_type=wrapper.block_pooling_type,
+    )
+    pruning.conditional_mask_update()
+    return mask.numpy() > 0
 
 
 def masks(model: keras.Model) -> dict[str, np.ndarray]:
     """All masks, boolean, by layer name; without wrappers everything is active."""
     found = wrappers(model)
     return {
-        name: mask_of(found[name]).numpy() > 0
-        if name in found
-        else np.ones(inner(layer).kernel.shape, bool)
+        name: mask_of(found[name]).numpy() if name in found else np.ones(inner(layer).kernel.shape, bool)
         for name, layer in Graph.of(model).select(is_synapse).items()
     }
 
@@ -112,19 +136,19 @@ def masks(model: keras.Model) -> dict[str, np.ndarray]:
 def assign_masks(model: keras.Model, new: Masks) -> None:
     """Sets the masks of a wrapped model."""
     for name, wrapper in wrappers(model).items():
-        mask_of(wrapper).assign(new[name].astype(np.float32))
+        mask_of(wrapper).assign(new[name].astype(bool))
 
 
 def project(model: keras.Model) -> None:
     """W ← W ⊙ M in every wrapper. Belongs after every optimizer step."""
     for wrapper in wrappers(model).values():
-        inner(wrapper).kernel.assign(inner(wrapper).kernel.read_value() * mask_of(wrapper))
+        inner(wrapper).kernel.assign(inner(wrapper).kernel.read_value() * gate_of(wrapper))
 
 
 def stray_weights(model: keras.Model) -> dict[str, int]:
     """Number of non-zero weights outside their mask, for the layers that have any."""
     counts = {
-        name: int(np.count_nonzero(inner(w).kernel.numpy()[mask_of(w).numpy() == 0]))
+        name: int(np.count_nonzero(inner(w).kernel.numpy()[~mask_of(w).numpy()]))
         for name, w in wrappers(model).items()
     }
     return {name: count for name, count in counts.items() if count}

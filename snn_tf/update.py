@@ -14,7 +14,7 @@ from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
 from snn_tf.layers import LIF, dropout_seed
 from snn_tf.objectives import Objective
 from snn_tf.pruners import Pruner
-from snn_tf.pruning import mask_of, wrappers
+from snn_tf.pruning import Masked, gate_of, mask_of, wrappers
 
 Values = dict[str, tf.Tensor]
 Batch = tuple[tf.Tensor, tf.Tensor]
@@ -105,7 +105,7 @@ class Update:
         self.kernels = {
             inner(layer).kernel.ref(): name for name, layer in Graph.of(model).select(is_synapse).items()
         }
-        self.fixed_gates = {} if pruner else _sparse_masks(model)
+        self.sparse = _sparse(model)
         self.skipped = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped")
         self.bad_step = tf.Variable(0, trainable=False, dtype=tf.int64, name="bad_step")
         self.bad_gradients = tf.Variable(
@@ -205,7 +205,7 @@ class Update:
     def _gates(self) -> dict[str, tf.Tensor]:
         if self.pruner:
             return {name: self.pruner.gate(name) for name in wrappers(self.model)}
-        return self.fixed_gates
+        return {name: gate_of(wrapper) for name, wrapper in self.sparse.items()}
 
 
 def trained_variables(model: keras.Model, config: Config) -> list[tf.Variable]:
@@ -218,10 +218,9 @@ def trained_variables(model: keras.Model, config: Config) -> list[tf.Variable]:
     return [variable for variable in model.trainable_variables if variable.ref() not in fixed]
 
 
-def _sparse_masks(model: keras.Model) -> dict[str, tf.Variable]:
-    """The masks that are not all ones."""
-    masks = {name: mask_of(wrapper) for name, wrapper in wrappers(model).items()}
-    return {name: mask for name, mask in masks.items() if not mask.numpy().all()}
+def _sparse(model: keras.Model) -> dict[str, Masked]:
+    """The wrappers whose mask leaves weights out, by layer name."""
+    return {name: w for name, w in wrappers(model).items() if not mask_of(w).numpy().all()}
 
 
 def moving_statistics(model: keras.Model) -> list[tf.Variable]:

@@ -152,6 +152,12 @@ def test_study_is_named_after_its_density_and_steps(name):
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *STUDIES])
 def test_flagfile_meta_model_is_trained_by_its_dense_sibling(name):
     config = parsed(settings(name))
+    if config.snn_start:
+        start = config.snn_start.removeprefix("runs/")
+        longer = parsed(settings(start))
+        assert header(name)["Needs"] == f"train_snn of flags/{start}.flags."
+        assert longer.concerning("compress") == config.concerning("compress")
+        return
     if not config.meta_model:
         assert config.method == "dense"
         assert "Needs" not in header(name)

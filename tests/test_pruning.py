@@ -13,7 +13,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from small_networks import initialised, kernels, some_images, weights_of
 
-from snn_tf import costs, evaluation, models, pruners, pruning, surgery
+from snn_tf import costs, evaluation, model_files, models, pruners, pruning, surgery
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner
@@ -161,6 +161,17 @@ def test_masks_of_a_plain_network_are_all_active():
     masks = pruning.masks(plain())
     assert {name: mask.size for name, mask in masks.items()} == SIZES
     assert all(mask.dtype == bool and mask.all() for mask in masks.values())
+
+
+def test_masks_take_a_byte_per_weight_and_come_back_from_a_file(tmp_path):
+    made = random_masks(plain())
+    model = pruning.wrap(plain(), made)
+    assert {pruning.mask_of(w).dtype for w in pruning.wrappers(model).values()} == {tf.bool}
+    model.save(tmp_path / "model.keras")
+    found = pruning.masks(model_files.load(tmp_path / "model.keras"))
+    assert found.keys() == made.keys()
+    for name, mask in made.items():
+        np.testing.assert_array_equal(found[name], mask)
 
 
 def test_masks_are_a_copy():
