@@ -184,7 +184,7 @@ def _checkpoint(folder: Path) -> dict[str, object]:
 
 
 def _tensors(name: str, prefix: Path) -> dict[str, bytes]:
-    # Seconds are what they were; a last checkpoint saved in the midst of a validation does not know of it.
+    # Seconds are never the same; a last checkpoint saved in the midst of a validation knows not of it.
     left_out = ("seconds/", "validated/", "_CHECKPOINTABLE")
     reader = tf.train.load_checkpoint(str(prefix))
     return {
