@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,12 +49,52 @@ def test_immediate_raises_for_a_signal_that_came_before_and_for_one_that_comes()
             pytest.fail("went on")
 
 
+class Signalled:
+    """Sends a signal while it is destroyed, where Python passes no exception on."""
+
+    def __init__(self, number: signal.Signals):
+        self.number = number
+
+    def __del__(self):
+        send(self.number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_that_comes_in_a_destructor_is_not_lost_and_leaves_no_traceback(number, capsys):
+    kept = [Signalled(number)]
+    with pytest.raises(Interrupted, match=number.name), interruption.handled():
+        kept.clear()
+        time.sleep(5)
+        pytest.fail("went on")
+    assert capsys.readouterr().err == ""
+
+
+def test_signal_in_a_destructor_waits_where_others_do():
+    kept = [Signalled(signal.SIGTERM)]
+    with pytest.raises(Interrupted), interruption.handled(), interruption.deferred():
+        kept.clear()
+        time.sleep(0.1)
+        went_on = True
+        interruption.check()
+    assert went_on
+
+
+def test_what_else_a_destructor_raises_is_said_as_ever(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(unraisable.exc_value))
+    failing = type("Failing", (), {"__del__": lambda self: 1 // 0})
+    with interruption.handled():
+        failing()
+    assert [type(error) for error in said] == [ZeroDivisionError]
+
+
 def test_after_the_block_everything_is_as_before():
-    before = [signal.getsignal(number) for number in SIGNALS]
+    watched = [*SIGNALS, signal.SIGALRM]
+    before = [sys.unraisablehook, *map(signal.getsignal, watched)]
     with interruption.handled(), interruption.deferred():
         send(signal.SIGTERM)
     interruption.check()
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [sys.unraisablehook, *map(signal.getsignal, watched)] == before
 
 
 def test_ignored_signal_stays_ignored():
