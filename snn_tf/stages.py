@@ -34,14 +34,11 @@ from snn_tf.files import replacing, replacing_folder
 from snn_tf.graph import Graph, is_neuron
 from snn_tf.layers import use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
-from snn_tf.runs import UPSTREAM, StageFolder
+from snn_tf.runs import StageFolder
 from snn_tf.update import Recipe
+from snn_tf.upstream import meta_model, model_of, stage_folder, taken_from, untrained_snn, upstream_of
 
 Facts = dict[str, Any]
-
-_SHARED_WITH_OTHER_RUN = ("dataset", "image_size", "validation_fraction")
-_BEFORE_SNN = (configs.TRAIN_ANN, configs.COMPRESS, configs.CONVERT)
-_DENSE_IS_META_MODEL = ("network", "width", "head", "batch_norm")
 
 
 def run(config: Config) -> None:
@@ -56,11 +53,11 @@ def run(config: Config) -> None:
     source = functools.cache(lambda: data.load(config))
     for stage in config.stages():
         interruption.check()
-        if other := _taken_from(config, stage):
+        if other := taken_from(config, stage):
             print(f"{stage}: taken from {other}")
             continue
         folder = stage_folder(config, stage)
-        folder.open(config, _upstream(config, stage))
+        folder.open(config, upstream_of(config, stage))
         if folder.done:
             print(f"{stage}: done before, skipped ({folder.path})")
             continue
@@ -73,43 +70,6 @@ def run(config: Config) -> None:
             f"{stage}: validation accuracy {100 * facts['validation_accuracy']:.2f} % ({seconds:.0f} s)"
         )
     _say_results(config)
-
-
-def stage_folder(config: Config, stage: str) -> StageFolder:
-    """A stage's folder, which may be in another run."""
-    return StageFolder(pathlib.Path(_taken_from(config, stage) or config.run_dir), stage)
-
-
-def _taken_from(config: Config, stage: str) -> str:
-    """The other run's folder that has a stage's result; empty if this run makes it."""
-    run, meta_model, start = "", config.meta_model, config.snn_start
-    while start and stage in _BEFORE_SNN and not (meta_model and stage == configs.TRAIN_ANN):
-        made = StageFolder(pathlib.Path(start), configs.TRAIN_SNN).record()["config"]
-        run, meta_model, start = start, made.get("meta_model", ""), made.get("snn_start", "")
-        if start and pathlib.Path(start) == pathlib.Path(config.run_dir):
-            raise UsageError(f"--snn_start={config.snn_start}: began with the SNN of --run_dir={start}")
-    return meta_model if meta_model and stage == configs.TRAIN_ANN else run
-
-
-def _model_of(config: Config, stage: str) -> keras.Model:
-    """The network that a stage made, to be computed as `--lif` says."""
-    return use_implementation(stage_folder(config, stage).load_model(), config.lif)
-
-
-def _upstream(config: Config, stage: str) -> list[StageFolder]:
-    """The folders that a stage builds on, nearest first."""
-    folders = []
-    if stage == configs.TRAIN_SNN and config.snn_start:
-        folders.append(_snn_start(config))
-    above = UPSTREAM[stage]
-    while above:
-        folders.append(stage_folder(config, above))
-        above = UPSTREAM[above]
-    return folders
-
-
-def _snn_start(config: Config) -> StageFolder:
-    return StageFolder(pathlib.Path(config.snn_start), configs.TRAIN_SNN)
 
 
 def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
@@ -129,7 +89,7 @@ def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The sparse student, guided by the meta-model."""
-    teacher = _meta_model(config, source)
+    teacher = meta_model(config, source.spec)
     if config.method == "dense":
         folder.save_model(pruning.wrap(teacher))
         result = evaluation.Evaluator(teacher, config.batch_size).evaluate(source.validation)
@@ -170,7 +130,7 @@ def _take_weights(teacher: keras.Model, student: keras.Model, config: Config) ->
 
 def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The compressed ANN as an SNN, thresholds calibrated."""
-    compressed = _model_of(config, configs.COMPRESS)
+    compressed = model_of(config, configs.COMPRESS)
     batches = _calibration_batches(config, source)
     converted = conversion.convert(pruning.unwrap(compressed), config, batches)
     model = pruning.wrap(converted.model, pruning.masks(compressed))
@@ -184,8 +144,8 @@ def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The SNN, trained: weights, thresholds and leaks together; masks stay."""
-    model = _untrained_snn(config, source)
-    teacher = _model_of(config, configs.COMPRESS) if config.snn_distill else None
+    model = untrained_snn(config, source.spec)
+    teacher = model_of(config, configs.COMPRESS) if config.snn_distill else None
     before = pruning.masks(model)
     recipe = Recipe(
         config.snn_optimizer, config.snn_learning_rate, config.snn_weight_decay, config.snn_epochs
@@ -200,25 +160,13 @@ def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     return _trained(trainer, result) | _neurons(model, result)
 
 
-def _untrained_snn(config: Config, source: data.Data) -> keras.Model:
-    """What SNN training starts from: the converted SNN, or another run's trained one."""
-    if not config.snn_start:
-        return _model_of(config, configs.CONVERT)
-    flag, folder = f"--snn_start={config.snn_start}", _snn_start(config)
-    _check_settings(flag, folder, config, _SHARED_WITH_OTHER_RUN)
-    trained = folder.load_model()
-    _check_fits(flag, trained, config, source)
-    model = models.respiking(pruning.unwrap(trained), config)
-    return use_implementation(pruning.wrap(model, pruning.masks(trained)), config.lif)
-
-
 def evaluate(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """Every network of the run on the test split, with its costs."""
-    dense = _meta_model(config, source)
+    dense = meta_model(config, source.spec)
     original = evaluation.synapses(dense)
 
     def measured(stage: str) -> Facts:
-        return _measured(_model_of(config, stage), source, config.batch_size, original)
+        return _measured(model_of(config, stage), source, config.batch_size, original)
 
     snn = measured(configs.TRAIN_SNN)
     facts = snn | {
@@ -235,7 +183,7 @@ def evaluate(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The SNN as a SavedModel, reloaded and compared."""
-    model = _model_of(config, configs.TRAIN_SNN)
+    model = model_of(config, configs.TRAIN_SNN)
     target = folder.path / "saved_model"
     with replacing_folder(target) as beside:
         exported = export.save(model, beside)
@@ -243,7 +191,7 @@ def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
         agreement = export.check(exported, beside, images)
     with tempfile.TemporaryDirectory() as scratch:
         dense = pathlib.Path(scratch) / "saved_model"
-        export.save(_meta_model(config, source), dense)
+        export.save(meta_model(config, source.spec), dense)
         dense_sizes = export.sizes(dense)
     accuracy = stage_folder(config, configs.TRAIN_SNN).record()["validation_accuracy"]
     return {
@@ -252,44 +200,6 @@ def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
         **export.sizes(target),
         "dense_ann": dense_sizes,
     }
-
-
-def _meta_model(config: Config, source: data.Data) -> keras.Model:
-    """The teacher, checked against the data set of this run."""
-    given = "snn_start" if config.snn_start and not config.meta_model else "meta_model"
-    flag = f"--{given}={getattr(config, given)}"
-    names = _SHARED_WITH_OTHER_RUN + (_DENSE_IS_META_MODEL if config.method == "dense" else ())
-    _check_settings(flag, stage_folder(config, configs.TRAIN_ANN), config, names)
-    teacher = _model_of(config, configs.TRAIN_ANN)
-    _check_fits(flag, teacher, config, source)
-    return teacher
-
-
-def _check_settings(flag: str, folder: StageFolder, config: Config, names: tuple[str, ...]) -> None:
-    """Raises `UsageError` if a stage of another run, given by a flag, was made with other settings."""
-    made_with = folder.record()["config"]
-    for name in names:
-        made = made_with.get(name, getattr(Config, name))
-        if made != getattr(config, name):
-            raise UsageError(
-                f"{flag}: trained with --{name}={made}, not --{name}={getattr(config, name)}"
-            )
-
-
-def _check_fits(flag: str, model: keras.Model, config: Config, source: data.Data) -> None:
-    """Raises `UsageError` if a network of another run, given by a flag, was made for other images."""
-    shapes = tuple(model.input_shape[1:]), model.output_shape[-1]
-    wanted = tuple(source.spec.image_shape), source.spec.num_classes
-    if shapes != wanted:
-        raise UsageError(
-            f"{flag}: for images and classes {shapes}, but --dataset={config.dataset} has {wanted}"
-        )
-    found = models.standardisation(model)
-    if not np.allclose(found, (source.spec.mean, source.spec.std), rtol=1e-4, atol=1e-4):
-        raise UsageError(
-            f"{flag}: standardises images by other statistics {found} "
-            f"than those of --dataset={config.dataset}, {(source.spec.mean, source.spec.std)}"
-        )
 
 
 def _calibration_batches(config: Config, source: data.Data) -> list[np.ndarray]:

@@ -71,7 +71,6 @@ class Trainer:
         self.evaluator = Evaluator(model, config.batch_size)
         self.board = TensorBoard(folder.tensorboard)
         self.watch = health.Watch(folder.stage)
-        self.validated = tf.Variable(0, trainable=False, dtype=tf.int64, name="validated")
         self.saved = time.perf_counter()
         self.skipped_before = 0  # up to the last epoch's end
         self.checkpoints = Checkpoints(
@@ -82,7 +81,6 @@ class Trainer:
             optimizer=self.update.optimizer,
             skipped=self.update.skipped,
             seconds=self.seconds,
-            validated=self.validated,
             **({"pruner": pruner} if pruner else {}),
         )
 
@@ -97,7 +95,7 @@ class Trainer:
         gc.collect()
         first = self.checkpoints.restore()
         self.skipped_before = int(self.update.skipped)
-        if self._validates(first) and self.validated < first:
+        if self._validates(first):  # a signal may have come before it was done
             self._validate(first, next(self._batches(first - 1)))
         batches = self._batches(first)
         progress = tqdm(
@@ -238,7 +236,6 @@ class Trainer:
         if isinstance(self.objective, AttentionGuided):
             self.board.attention_maps(step, self.shown, self.objective.maps(self.shown))
             self.board.scalars(step, self._gradient_shares(*batch))
-        self.validated.assign(step)
 
     @functools.cached_property
     def shown(self) -> tf.Tensor:

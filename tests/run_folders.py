@@ -1,11 +1,35 @@
-"""What the tests of runs read from a run folder, and of an error."""
+"""A run of seconds, and what the tests of runs read from its folder, and of an error."""
 
 import json
 from pathlib import Path
 
 import tf_keras as keras
 
+from snn_tf.config import Config
 from snn_tf.runs import StageFolder
+
+SETTINGS = {
+    "dataset": "digits",
+    "network": "vgg5",
+    "width": 0.125,
+    "head": "linear",
+    "batch_size": 128,
+    "ann_epochs": 1,
+    "compress_epochs": 1,
+    "snn_epochs": 1,
+    "ann_optimizer": "adam",
+    "ann_learning_rate": 0.01,
+    "timesteps": 2,
+    "calibration_timesteps": 4,
+    "calibration_batches": 1,
+    "density": 0.3,
+    "mask_update": 3,
+}
+
+
+def config_of(run_dir: Path, *stage: str, **settings) -> Config:
+    """Some stages of the run, or all; settings over those of `SETTINGS`."""
+    return Config(run_dir=str(run_dir), stage=stage or ("all",), **SETTINGS | settings)
 
 
 def record(run_dir: Path, stage: str) -> dict:

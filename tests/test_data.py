@@ -483,10 +483,10 @@ class SnnToy(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         if self.url:
             dl_manager.download(self.url)
-        return {split: enumerate(examples) for split, examples in self.examples.items()}
+        return {split: self._generate_examples(found) for split, found in self.examples.items()}
 
-    def _generate_examples(self):
-        raise NotImplementedError
+    def _generate_examples(self, found):
+        return enumerate(found)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ LEVELS = {
             ("models",),
             ("pruning",),
             ("pruners",),
-            ("evaluation", "conversion", "objectives"),
+            ("evaluation", "conversion", "objectives", "upstream"),
             ("summaries", "update"),
             ("training", "export", "report"),
             ("stages",),

@@ -4,39 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run_folders
 from run_folders import contents, model_of, one_line, record
 
 from snn_tf import config as configs
-from snn_tf import data, models, pruning, stages
+from snn_tf import data, models, pruning, stages, upstream
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.evaluation import Evaluator
 from snn_tf.graph import Graph, is_neuron
 
-SETTINGS = {
-    "dataset": "digits",
-    "network": "vgg5",
-    "width": 0.125,
-    "head": "linear",
-    "batch_norm": True,
-    "batch_size": 128,
-    "ann_epochs": 1,
-    "compress_epochs": 1,
-    "snn_epochs": 1,
-    "ann_optimizer": "adam",
-    "ann_learning_rate": 0.01,
-    "snn_learning_rate": 0.01,
-    "timesteps": 2,
-    "calibration_timesteps": 4,
-    "calibration_batches": 1,
-    "density": 0.3,
-    "lif": "fused",
-}
+SNN_SETTINGS = {"batch_norm": True, "snn_learning_rate": 0.01, "lif": "fused"}
 BEFORE = (configs.TRAIN_ANN, configs.COMPRESS, configs.CONVERT)
 
 
 def config_of(run_dir: Path, *stage: str, **settings) -> Config:
-    return Config(run_dir=str(run_dir), stage=stage or ("all",), **SETTINGS | settings)
+    return run_folders.config_of(run_dir, *stage, **SNN_SETTINGS | settings)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +84,7 @@ def test_run_starts_from_another_runs_snn_and_leaves_it_alone(first, tmp_path, c
 
 def test_training_starts_from_the_trained_weights_v_th_and_leaks(first, tmp_path):
     config = config_of(tmp_path, configs.TRAIN_SNN, timesteps=3, snn_start=str(first))
-    start = stages._untrained_snn(config, data.load(config))
+    start = upstream.untrained_snn(config, data.load(config).spec)
     trained = model_of(first, configs.TRAIN_SNN)
     for old, new in zip(trained.weights, start.weights, strict=True):
         np.testing.assert_array_equal(new.numpy(), old.numpy(), err_msg=old.name)
@@ -154,5 +137,5 @@ def test_run_that_cannot_be_the_start_is_refused(first, tmp_path, settings, kind
         for name, value in ({"run_dir": "{new}"} | settings).items()
     }
     with pytest.raises(kind) as caught:
-        stages.run(Config(**SETTINGS | given | {"stage": (configs.TRAIN_SNN,)}))
+        stages.run(config_of(given.pop("run_dir"), configs.TRAIN_SNN, **given))
     assert line.format(**places) in one_line(caught)

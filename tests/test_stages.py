@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tf_keras as keras
-from run_folders import model_of, record
+from run_folders import SETTINGS, config_of, model_of, record
 from small_networks import kernels, spec_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -22,29 +22,8 @@ from snn_tf.graph import is_norm
 from snn_tf.runs import StageFolder
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = {
-    "dataset": "digits",
-    "network": "vgg5",
-    "width": 0.125,
-    "head": "linear",
-    "batch_size": 128,
-    "ann_epochs": 1,
-    "compress_epochs": 1,
-    "snn_epochs": 1,
-    "ann_optimizer": "adam",
-    "ann_learning_rate": 0.01,
-    "timesteps": 2,
-    "calibration_timesteps": 4,
-    "calibration_batches": 1,
-    "density": 0.3,
-    "mask_update": 3,
-}
 SIZES = {"conv1": 9 * 8, "conv2": 9 * 8 * 16, "conv3": 9 * 16 * 16, "logits": 16 * 10}
 POSITIONS = {"conv1": 64, "conv2": 16, "conv3": 16, "logits": 1}
-
-
-def config_of(run_dir: Path, *stage: str, **settings) -> Config:
-    return Config(run_dir=str(run_dir), stage=stage or ("all",), **SETTINGS | settings)
 
 
 @pytest.fixture(scope="module")

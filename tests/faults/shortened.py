@@ -184,13 +184,11 @@ def _checkpoint(folder: Path) -> dict[str, object]:
 
 
 def _tensors(name: str, prefix: Path) -> dict[str, bytes]:
-    # Seconds are never the same; a last checkpoint saved in the midst of a validation knows not of it.
-    left_out = ("seconds/", "validated/", "_CHECKPOINTABLE")
     reader = tf.train.load_checkpoint(str(prefix))
     return {
         f"{name}/{key}": reader.get_tensor(key).tobytes()
         for key in reader.get_variable_to_shape_map()
-        if not key.startswith(left_out)
+        if not key.startswith(("seconds/", "_CHECKPOINTABLE"))
     }
 
 

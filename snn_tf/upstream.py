@@ -1,0 +1,117 @@
+"""What a stage builds on: folders and networks of this run or of another.
+
+`--meta_model` names another run for its `train_ann`, `--snn_start` one for its trained SNN and the rest.
+"""
+
+import pathlib
+
+import numpy as np
+import tf_keras as keras
+
+from snn_tf import config as configs
+from snn_tf import models, pruning
+from snn_tf.config import Config
+from snn_tf.data import DataSpec
+from snn_tf.errors import UsageError
+from snn_tf.layers import use_implementation
+from snn_tf.runs import UPSTREAM, StageFolder
+
+_SHARED_WITH_OTHER_RUN = ("dataset", "image_size", "validation_fraction")
+_BEFORE_SNN = (configs.TRAIN_ANN, configs.COMPRESS, configs.CONVERT)
+_DENSE_IS_META_MODEL = ("network", "width", "head", "batch_norm")
+
+
+def stage_folder(config: Config, stage: str) -> StageFolder:
+    """A stage's folder, which may be in another run."""
+    return StageFolder(pathlib.Path(taken_from(config, stage) or config.run_dir), stage)
+
+
+def taken_from(config: Config, stage: str) -> str:
+    """The other run's folder that has a stage's result; empty if this run makes it.
+
+    Raises:
+      UserError: `--snn_start` has no trained SNN.
+      UsageError: that SNN began with this run's.
+    """
+    run, meta_model, start = "", config.meta_model, config.snn_start
+    while start and stage in _BEFORE_SNN and not (meta_model and stage == configs.TRAIN_ANN):
+        made = StageFolder(pathlib.Path(start), configs.TRAIN_SNN).record()["config"]
+        run, meta_model, start = start, made.get("meta_model", ""), made.get("snn_start", "")
+        if start and pathlib.Path(start) == pathlib.Path(config.run_dir):
+            raise UsageError(f"--snn_start={config.snn_start}: began with the SNN of --run_dir={start}")
+    return meta_model if meta_model and stage == configs.TRAIN_ANN else run
+
+
+def model_of(config: Config, stage: str) -> keras.Model:
+    """The network that a stage made, to be computed as `--lif` says."""
+    return use_implementation(stage_folder(config, stage).load_model(), config.lif)
+
+
+def upstream_of(config: Config, stage: str) -> list[StageFolder]:
+    """The folders that a stage builds on, nearest first."""
+    folders = []
+    if stage == configs.TRAIN_SNN and config.snn_start:
+        folders.append(_snn_start(config))
+    above = UPSTREAM[stage]
+    while above:
+        folders.append(stage_folder(config, above))
+        above = UPSTREAM[above]
+    return folders
+
+
+def _snn_start(config: Config) -> StageFolder:
+    return StageFolder(pathlib.Path(config.snn_start), configs.TRAIN_SNN)
+
+
+def meta_model(config: Config, spec: DataSpec) -> keras.Model:
+    """The teacher. Raises `UsageError` if it is not of this run's data or, kept dense, its network."""
+    given = "snn_start" if config.snn_start and not config.meta_model else "meta_model"
+    flag = f"--{given}={getattr(config, given)}"
+    names = _SHARED_WITH_OTHER_RUN + (_DENSE_IS_META_MODEL if config.method == "dense" else ())
+    _check_settings(flag, stage_folder(config, configs.TRAIN_ANN), config, names)
+    teacher = model_of(config, configs.TRAIN_ANN)
+    _check_fits(flag, teacher, config, spec)
+    return teacher
+
+
+def untrained_snn(config: Config, spec: DataSpec) -> keras.Model:
+    """What SNN training starts from: the converted SNN, or another run's trained one.
+
+    Raises:
+      UsageError: the other run's is not of this run's data.
+    """
+    if not config.snn_start:
+        return model_of(config, configs.CONVERT)
+    flag, folder = f"--snn_start={config.snn_start}", _snn_start(config)
+    _check_settings(flag, folder, config, _SHARED_WITH_OTHER_RUN)
+    trained = folder.load_model()
+    _check_fits(flag, trained, config, spec)
+    model = models.respiking(pruning.unwrap(trained), config)
+    return use_implementation(pruning.wrap(model, pruning.masks(trained)), config.lif)
+
+
+def _check_settings(flag: str, folder: StageFolder, config: Config, names: tuple[str, ...]) -> None:
+    """Raises `UsageError` if a stage of another run, given by a flag, was made with other settings."""
+    made_with = folder.record()["config"]
+    for name in names:
+        made = made_with.get(name, getattr(Config, name))
+        if made != getattr(config, name):
+            raise UsageError(
+                f"{flag}: trained with --{name}={made}, not --{name}={getattr(config, name)}"
+            )
+
+
+def _check_fits(flag: str, model: keras.Model, config: Config, spec: DataSpec) -> None:
+    """Raises `UsageError` if a network of another run, given by a flag, was made for other images."""
+    shapes = tuple(model.input_shape[1:]), model.output_shape[-1]
+    wanted = tuple(spec.image_shape), spec.num_classes
+    if shapes != wanted:
+        raise UsageError(
+            f"{flag}: for images and classes {shapes}, but --dataset={config.dataset} has {wanted}"
+        )
+    found = models.standardisation(model)
+    if not np.allclose(found, (spec.mean, spec.std), rtol=1e-4, atol=1e-4):
+        raise UsageError(
+            f"{flag}: standardises images by other statistics {found} "
+            f"than those of --dataset={config.dataset}, {(spec.mean, spec.std)}"
+        )
