@@ -49,6 +49,10 @@ class Row:
                 found[field.name] = self.record["config"].get(field.name, field.default)
         return found
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result, and the seed."""
+        return self.settings() | {"seed": self.seed}
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -96,12 +100,14 @@ def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
     """Copies the records of an evaluated run into `results`; returns the row's folder.
 
     Raises:
-      UserError: the run has not been evaluated, or cannot be copied.
+      UserError: the run has not been evaluated, cannot be copied, or would take the place of another.
     """
     source = run_dir / EVALUATE / "record.json"
     if not source.exists():
         raise UserError(f"{run_dir}: has no {EVALUATE}/record.json; run --stage={EVALUATE} first")
     row = results / run_dir.resolve().name
+    if (row / "record.json").exists():
+        _check_same(_read_row(row / "record.json"), _read_row(source))
     try:
         row.mkdir(parents=True, exist_ok=True)
         for stage in STAGES:
@@ -113,6 +119,27 @@ def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
     return row
 
 
+def _read_row(path: pathlib.Path) -> Row:
+    """A row from its record, which has settings and a seed."""
+    try:
+        row = Row(path.parent.name, json.loads(path.read_text()))
+        row.identity()
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: could not be read: {error!r}") from error
+    return row
+
+
+def _check_same(there: Row, new: Row) -> None:
+    """A row may be replaced by a run of the same settings and seed only."""
+    ours, theirs = there.identity(), new.identity()
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise UserError(
+                f"--add: the row {there.name} has --{name}={value}, the run --{name}={theirs[name]}; "
+                "take another folder of rows"
+            )
+
+
 def read(results: pathlib.Path) -> list[Group]:
     """All rows of a folder, those of several seeds together, in the order of their names.
 
@@ -121,11 +148,8 @@ def read(results: pathlib.Path) -> list[Group]:
     """
     together: dict[str, list[Row]] = {}
     for path in sorted(results.glob("*/record.json")):
-        try:
-            row = Row(path.parent.name, json.loads(path.read_text()))
-            together.setdefault(json.dumps(row.settings(), sort_keys=True), []).append(row)
-        except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: could not be read: {error!r}") from error
+        row = _read_row(path)
+        together.setdefault(json.dumps(row.settings(), sort_keys=True), []).append(row)
     if not together:
         raise UserError(f"{results}: holds no row; a row is a folder with the record.json of evaluate")
     return [Group(rows) for rows in together.values()]

@@ -236,6 +236,23 @@ def test_add_takes_the_records_of_an_evaluated_run(tmp_path, capsys):
     assert str(folder / "README.md") in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("change", [{"density": 0.25}, {"seed": 1}])
+def test_add_replaces_no_row_of_other_settings(tmp_path, change):
+    run_dir, folder = tmp_path / "runs" / "dense", tmp_path / "results"
+    (run_dir / "evaluate").mkdir(parents=True)
+    (run_dir / "evaluate" / "record.json").write_text(json.dumps(record(answers(3), answers(4), **change)))
+    put(folder, "dense", record(answers(3), answers(4)))
+    before = (folder / "dense" / "record.json").read_bytes()
+    (name,) = change
+    with pytest.raises(UserError, match=f"the row dense has --{name}="):
+        results.add(folder, run_dir)
+    assert (folder / "dense" / "record.json").read_bytes() == before
+    put(tmp_path, "again", record(answers(5), answers(4), lif="native"))
+    (tmp_path / "again" / "record.json").rename(run_dir / "evaluate" / "record.json")
+    results.add(folder, run_dir)
+    assert (folder / "dense" / "record.json").read_bytes() != before
+
+
 @pytest.mark.parametrize("case", ["empty", "damaged", "not evaluated"])
 def test_what_cannot_be_reported_is_one_line(tmp_path, case):
     words = [str(tmp_path)]
