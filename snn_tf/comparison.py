@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from snn_tf.errors import UserError
 from snn_tf.results import (
     Difference,
     Group,
@@ -22,6 +23,18 @@ from snn_tf.results import (
 ENERGY_MODEL = "fp32_45nm"
 _SNN, _DENSE, _COMPRESSED = "trained_snn", "dense_ann", "compressed_ann"
 _RATIO = ("padded", "default", ENERGY_MODEL)
+_BRIEF = (
+    "row",
+    "compression",
+    "T",
+    "seeds",
+    "dense ANN",
+    "compressed ANN",
+    "SNN",
+    "SNN − dense SNN",
+    "spikes/neuron",
+    "energy ratio",
+)
 _NOTES = """
 Written by `python -m snn_tf.report`; each row is a folder here with the records of its stages, and is
 made by the flagfile of its name. Accuracies are on the whole test split, read once, in %. Over three
@@ -40,7 +53,8 @@ def write(results: pathlib.Path) -> list[pathlib.Path]:
     groups = read(results)
     page, plots = results / "README.md", ("compression", "energy")
     pictures = "\n\n".join(f"![Accuracy against {name}](accuracy_{name}.png)" for name in plots)
-    parts = ["# Results", _NOTES.strip(), table(groups), comparisons(groups), energies(groups), pictures]
+    rows = "## All rows\n\n" + table(groups)
+    parts = ["# Results", _NOTES.strip(), rows, comparisons(groups), energies(groups), pictures]
     page.write_text("\n\n".join(part for part in parts if part) + "\n")
     paths = [results / f"accuracy_{name}.png" for name in plots]
     plot(groups, paths[0], "compression", lambda group: group.values(_SNN, "compression"))
@@ -48,9 +62,43 @@ def write(results: pathlib.Path) -> list[pathlib.Path]:
     return [page, *paths]
 
 
-def table(groups: Sequence[Group]) -> str:
-    """One line for each group: accuracies, what they lose, and what they cost."""
-    columns = {
+def put_table(page: pathlib.Path, results: pathlib.Path) -> None:
+    """Replaces what stands between `<!-- rows: NAME -->` and `<!-- end of rows -->` by a short table.
+
+    Args:
+      page: a text file, such as the project's README.md.
+      results: a folder of rows; NAME is its own.
+
+    Raises:
+      UserError: there is no row, a record cannot be read, or `page` lacks the two lines.
+    """
+    begin, end = f"<!-- rows: {results.resolve().name} -->\n", "<!-- end of rows -->"
+    groups = read(results)
+    try:
+        before, found, rest = page.read_text().partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise UserError(f"--into={page}: has no lines {begin.strip()} and {end} to write between")
+        beside = page.with_name(f"{page.name}.new")
+        beside.write_text("".join((before, begin, "\n", table(groups, _BRIEF), "\n\n", end, after)))
+        beside.replace(page)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--into={page}: {error}") from error
+
+
+def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> str:
+    """One line for each group: accuracies, what they lose, and what they cost.
+
+    Args:
+      groups: the lines.
+      names: the columns; all if None.
+    """
+    columns = _columns(groups)
+    return _markdown({name: columns[name] for name in names or columns}, groups)
+
+
+def _columns(groups: Sequence[Group]) -> dict[str, Callable[[Group], str]]:
+    return {
         "row": lambda group: f"`{group.name}`",
         "masks": masks_of,
         "density": lambda group: _shown(group.values(_SNN, "density"), "{:.4f}"),
@@ -70,7 +118,6 @@ def table(groups: Sequence[Group]) -> str:
             _ratios(group, "padded", "default", ENERGY_MODEL), "{:.1f}×"
         ),
     }
-    return "## All rows\n\n" + _markdown(columns, groups)
 
 
 def comparisons(groups: Sequence[Group]) -> str:

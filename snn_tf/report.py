@@ -1,7 +1,8 @@
 """Records as tables and figures. Loads no TensorFlow.
 
 `python -m snn_tf.report results` writes the table and the plots of all rows in a folder; with
-`--add RUN_DIR` it first takes the records of evaluated runs into it.
+`--add RUN_DIR` it first takes the records of evaluated runs into it. `--into README.md` writes a short
+table between that page's lines `<!-- rows: results -->` and `<!-- end of rows -->`.
 """
 
 import argparse
@@ -132,12 +133,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--add", type=pathlib.Path, nargs="+", default=[], metavar="RUN_DIR", help="evaluated runs"
     )
+    parser.add_argument(
+        "--into", type=pathlib.Path, metavar="FILE", help="a page that holds a short table of the rows"
+    )
     given = parser.parse_args(argv)
     try:
         for run_dir in given.add:
             print(results.add(given.results, run_dir))
         for path in comparison.write(given.results):
             print(path)
+        if given.into:
+            comparison.put_table(given.into, given.results)
+            print(given.into)
     except UserError as error:
         print(f"snn_tf.report: {error}", file=sys.stderr)
         return error.exit_code

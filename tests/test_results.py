@@ -180,6 +180,34 @@ def test_page_holds_every_row_with_what_it_loses(rows):
     assert cells["`small_dense`"]["SNN − dense SNN"] == ""
 
 
+def test_short_table_takes_its_place_in_a_page(rows):
+    page = rows / "page.md"
+    before, after = "# Title\n", "\nafter <!-- end of rows --> too\n"
+    marks = f"<!-- rows: {rows.name} -->\n", "<!-- end of rows -->"
+    page.write_text(f"{before}{marks[0]}old{marks[1]}{after}")
+    for _ in range(2):
+        assert report.main([str(rows), "--into", str(page)]) == 0
+        text = page.read_text()
+        assert text.startswith(before + marks[0]) and text.endswith(marks[1] + after)
+        heading, *lines = lines_of(text.replace(marks[0], "## Short"), "Short")
+        cells = dict(zip(heading, lines[0], strict=True))
+        assert len(lines) == 3 and "old" not in text
+        assert cells["row"] == "`small_attention`" and cells["SNN"] == "77.00"
+        assert cells["compression"] == "20.0×" and cells["energy ratio"] == "8.0×"
+
+
+@pytest.mark.parametrize("text", ["", "<!-- rows: NAME -->\n", "<!-- end of rows -->", None])
+def test_page_without_a_place_for_the_table_is_named_and_left_alone(rows, capsys, text):
+    page = rows / "page.md"
+    if text is not None:
+        page.write_text(text.replace("NAME", rows.name))
+        before = page.read_text()
+    assert report.main([str(rows), "--into", str(page)]) == UserError.exit_code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"--into={page}" in line
+    assert page.read_text() == before if text is not None else not page.exists()
+
+
 def test_page_compares_masks_with_magnitude_all_else_equal(rows):
     put(rows, "wide", record(answers(300), answers(340), width=2.0))
     comparison.write(rows)
@@ -239,8 +267,7 @@ def test_add_takes_the_records_of_an_evaluated_run(tmp_path, capsys):
 @pytest.mark.parametrize("change", [{"density": 0.25}, {"seed": 1}])
 def test_add_replaces_no_row_of_other_settings(tmp_path, change):
     run_dir, folder = tmp_path / "runs" / "dense", tmp_path / "results"
-    (run_dir / "evaluate").mkdir(parents=True)
-    (run_dir / "evaluate" / "record.json").write_text(json.dumps(record(answers(3), answers(4), **change)))
+    put(run_dir, "evaluate", record(answers(3), answers(4), **change))
     put(folder, "dense", record(answers(3), answers(4)))
     before = (folder / "dense" / "record.json").read_bytes()
     (name,) = change
