@@ -48,7 +48,7 @@ class Checkpoints:
         path = self.folder / f"{_STEP}{step}"
         if path.exists():
             return
-        with files.replacing_folder(path) as beside:
+        with files.replacing_folder(path, tf.errors.OpError) as beside:
             beside.mkdir()
             self.checkpoint.write(str(beside / "state"))
             files.write_manifest(beside, self.owner)

@@ -10,7 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from snn_tf.errors import UserError
+from snn_tf import files
+from snn_tf.errors import UserError, first_line
 from snn_tf.results import (
     Difference,
     Group,
@@ -48,14 +49,14 @@ def write(results: pathlib.Path) -> list[pathlib.Path]:
     """Writes README.md and the plots into a folder of rows; returns what was written.
 
     Raises:
-      UserError: there is no row, or a record cannot be read.
+      UserError: there is no row, a record cannot be read, or a file cannot be written.
     """
     groups = read(results)
     page, plots = results / "README.md", ("compression", "energy")
     pictures = "\n\n".join(f"![Accuracy against {name}](accuracy_{name}.png)" for name in plots)
     rows = "## All rows\n\n" + table(groups)
     parts = ["# Results", _NOTES.strip(), rows, comparisons(groups), energies(groups), pictures]
-    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+    files.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
     paths = [results / f"accuracy_{name}.png" for name in plots]
     plot(groups, paths[0], "compression", lambda group: group.values(_SNN, "compression"))
     plot(groups, paths[1], "energy per image (µJ)", _microjoules)
@@ -70,20 +71,19 @@ def put_table(page: pathlib.Path, results: pathlib.Path) -> None:
       results: a folder of rows; NAME is its own.
 
     Raises:
-      UserError: there is no row, a record cannot be read, or `page` lacks the two lines.
+      UserError: there is no row, a record or `page` cannot be read, `page` lacks the two lines or cannot
+        be written.
     """
     begin, end = f"<!-- rows: {results.resolve().name} -->\n", "<!-- end of rows -->"
     groups = read(results)
     try:
         before, found, rest = page.read_text().partition(begin)
-        _, closed, after = rest.partition(end)
-        if not (found and closed):
-            raise UserError(f"--into={page}: has no lines {begin.strip()} and {end} to write between")
-        beside = page.with_name(f"{page.name}.new")
-        beside.write_text("".join((before, begin, "\n", table(groups, _BRIEF), "\n\n", end, after)))
-        beside.replace(page)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--into={page}: {error}") from error
+        raise UserError(f"--into={page}: could not be read: {first_line(error)}") from error
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"--into={page}: has no lines {begin.strip()} and {end} to write between")
+    files.write_text(page, "".join((before, begin, "\n", table(groups, _BRIEF), "\n\n", end, after)))
 
 
 def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> str:
@@ -201,7 +201,8 @@ def plot(
     axes.set(xscale="log", xlabel=label, ylabel="test accuracy of the SNN (%)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
-    drawing.savefig(path, dpi=120, format="png")
+    with files.replacing(path) as beside:
+        drawing.savefig(beside, dpi=120, format="png")
     pyplot.close(drawing)
 
 

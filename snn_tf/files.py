@@ -14,8 +14,6 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-import tensorflow as tf
-
 from snn_tf.errors import UserError, first_line
 
 MANIFEST = "manifest.json"
@@ -28,8 +26,12 @@ class Damaged(UserError):
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing(path: pathlib.Path, *failures: type[Exception]) -> Iterator[pathlib.Path]:
     """Gives a path beside `path` to write to; renames it onto `path` if the block ends well.
+
+    Args:
+      path: what is written or replaced.
+      failures: what the block raises, besides `OSError`, if it cannot write.
 
     Raises:
       UserError: the disk is full, or the folder may not be written.
@@ -41,15 +43,15 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         _bring_to_disk(beside)
         os.replace(beside, path)
         _bring_to_disk(path.parent, whole=False)
-    except (OSError, tf.errors.OpError) as error:
+    except (OSError, *failures) as error:
         _remove(beside)
         raise UserError(f"{path}: could not be written: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
-def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing_folder(path: pathlib.Path, *failures: type[Exception]) -> Iterator[pathlib.Path]:
     """As `replacing`, for a folder; what stood at `path` is removed at the end."""
-    with replacing(path) as beside:
+    with replacing(path, *failures) as beside:
         _remove(beside)
         yield beside
         _bring_to_disk(beside)

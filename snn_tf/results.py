@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from snn_tf import files
 from snn_tf.config import EVALUATE, STAGES, Config
 from snn_tf.errors import UserError
 
@@ -108,24 +109,22 @@ def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
     row = results / run_dir.resolve().name
     if (row / "record.json").exists():
         _check_same(_read_row(row / "record.json"), _read_row(source))
-    try:
-        row.mkdir(parents=True, exist_ok=True)
-        for stage in STAGES:
-            made = run_dir / stage / "record.json"
-            if made.exists():
-                shutil.copyfile(made, row / ("record.json" if stage == EVALUATE else f"{stage}.json"))
-    except OSError as error:
-        raise UserError(f"{row}: could not be written: {error}") from error
+    for stage in STAGES:
+        made = run_dir / stage / "record.json"
+        if made.exists():
+            name = "record.json" if stage == EVALUATE else f"{stage}.json"
+            with files.replacing(row / name) as beside:
+                shutil.copyfile(made, beside)
     return row
 
 
 def _read_row(path: pathlib.Path) -> Row:
     """A row from its record, which has settings and a seed."""
+    row = Row(path.parent.name, files.read_json(path))
     try:
-        row = Row(path.parent.name, json.loads(path.read_text()))
         row.identity()
-    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: could not be read: {error!r}") from error
+    except (AttributeError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: is no record of {EVALUATE}: {error!r}") from error
     return row
 
 

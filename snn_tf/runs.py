@@ -210,7 +210,7 @@ class StageFolder:
 
     def save_model(self, model: keras.Model) -> None:
         """Writes `model.keras`: graph, weights and masks."""
-        with replacing(self.path / "model.keras") as beside:
+        with replacing(self.path / "model.keras", tf.errors.OpError) as beside:
             # Keras tells the format by the ending.
             whole = beside.with_suffix(".part.keras")
             model.save(whole)

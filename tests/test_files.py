@@ -40,9 +40,13 @@ def test_failing_write_leaves_the_old_file(tmp_path, raised, expected):
 
 
 def test_disk_error_is_one_line_with_the_path(tmp_path):
-    with pytest.raises(UserError) as caught, files.replacing(tmp_path / "value.json"):
-        raise tf.errors.ResourceExhaustedError(None, None, "No space left\nmore")
-    assert one_line(caught) == f"{tmp_path}/value.json: could not be written: No space left"
+    path = tmp_path / "value.json"
+    for replacing in (files.replacing, files.replacing_folder):
+        with pytest.raises(UserError) as caught, replacing(path, tf.errors.OpError) as beside:
+            beside.touch()
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left\nmore")
+        assert one_line(caught) == f"{path}: could not be written: No space left"
+        assert not list(tmp_path.iterdir())
 
 
 def test_json_that_is_not_finite_is_refused_before_it_is_written(tmp_path):

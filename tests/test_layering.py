@@ -41,7 +41,7 @@ LEVELS = {
 }
 WITHOUT_TENSORFLOW = (
     *("budget", "channels", "comparison", "config", "costs"),
-    *("errors", "flagfiles", "health", "interruption", "lock", "report", "results", "sparsity"),
+    *("errors", "files", "flagfiles", "health", "interruption", "lock", "report", "results", "sparsity"),
 )
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 

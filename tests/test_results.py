@@ -280,12 +280,17 @@ def test_add_replaces_no_row_of_other_settings(tmp_path, change):
     assert (folder / "dense" / "record.json").read_bytes() != before
 
 
-@pytest.mark.parametrize("case", ["empty", "damaged", "not evaluated"])
+@pytest.mark.parametrize("case", ["empty", "damaged", "no record", "not evaluated", "not to be written"])
 def test_what_cannot_be_reported_is_one_line(tmp_path, case):
     words = [str(tmp_path)]
     if case == "damaged":
-        (tmp_path / "row").mkdir()
+        put(tmp_path, "row", {})
         (tmp_path / "row" / "record.json").write_text("{")
+    if case == "no record":
+        put(tmp_path, "row", {"config": {}})
+    if case == "not to be written":
+        put(tmp_path, "row", record(answers(3), answers(4)))
+        (tmp_path / "README.md").mkdir()
     if case == "not evaluated":
         words += ["--add", str(tmp_path / "run")]
     command = [sys.executable, "-m", "snn_tf.report", *words]

@@ -283,6 +283,22 @@ def test_model_comes_back_with_weights_masks_and_neurons(tmp_path):
     assert logits.any()
 
 
+def test_model_that_the_disk_has_no_room_for_leaves_the_old_one(tmp_path, monkeypatch):
+    folder, model = opened(tmp_path), network()
+    folder.save_model(model)
+    before = contents(folder.path)
+
+    def full(path):
+        pathlib.Path(path).write_bytes(b"half")
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(model, "save", full)
+    with pytest.raises(UserError, match=r"model\.keras: could not be written: No space left on device$"):
+        folder.save_model(model)
+    files.sweep(folder.path)
+    assert contents(folder.path) == before
+
+
 def damaged(whole: bytes) -> dict[str, bytes | None]:
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
