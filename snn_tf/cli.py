@@ -13,12 +13,12 @@ from typing import Any
 
 from absl import flags, logging
 
-from snn_tf import config as configs
 from snn_tf import interruption
 from snn_tf.config import Config
 from snn_tf.errors import Interrupted, UsageError, UserError
 from snn_tf.flagfiles import expanded
 from snn_tf.lock import locked
+from snn_tf.settings import setting_of, shown
 
 _LONGEST_NAME = 100
 _EPILOGUE = """
@@ -38,7 +38,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     for field in dataclasses.fields(Config):
         default: Any = field.default
         initial = [str(item) for item in default] if isinstance(default, tuple) else default
-        help_text = field.metadata["setting"].help
+        help_text = setting_of(field).help
         definers[type(default)](field.name, initial, help_text, flag_values=flag_values)
 
 
@@ -65,11 +65,11 @@ def help_text() -> str:
     lines = ["usage: python train.py --flagfile=FILE [--FLAG=VALUE ...]"]
     group = ""
     for field in dataclasses.fields(Config):
-        setting = field.metadata["setting"]
+        setting = setting_of(field)
         if setting.group != group:
             group = setting.group
             lines += ["", group]
-        default = configs.shown(field.default) if field.default != "" else "empty"
+        default = shown(field.default) if field.default != "" else "empty"
         facts = [f"default {default or 'none'}", setting.unit, setting.allowed()]
         lines.append(f"  --{field.name}  ({'; '.join(fact for fact in facts if fact)})")
         lines += textwrap.wrap(setting.help, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -6,15 +6,13 @@ answered before that.
 """
 
 import dataclasses
-import math
 import pathlib
 import re
-import unicodedata
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 from snn_tf.errors import UsageError
+from snn_tf.settings import check, setting, setting_of, shown
 
 TRAIN_ANN, COMPRESS, CONVERT, TRAIN_SNN, EVALUATE, EXPORT = STAGES = (
     "train_ann",
@@ -28,65 +26,8 @@ NETWORKS = ("vgg5", "vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "resnet12", "res
 METHODS = ("attention", "magnitude", "magnitude_uniform", "random", "dense")
 SALIENCIES = ("layer_magnitude", "magnitude", "weight_gradient", "fisher")
 
-# Control characters, halves of surrogate pairs (what is no UTF-8 on a command line), line separators.
-_NOT_IN_A_LINE = {"Cc", "Cs", "Zl", "Zp"}
-_LARGEST_INTEGER = 2**31 - 1
-
 _TRAINING = (TRAIN_ANN, COMPRESS, TRAIN_SNN)
 _ANN = (TRAIN_ANN, COMPRESS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is known of one hyper-parameter besides its name, type and default.
-
-    Attributes:
-      help: meaning, with the equation's symbol where there is one.
-      group: heading under which `--help` shows it.
-      stages: stages whose result depends on it; empty if no result does.
-      unit: unit of a number, shown in the help.
-      low, high: bounds of a number, or of each number of a list.
-      low_open, high_open: whether the bound itself is excluded.
-      choices: allowed words.
-    """
-
-    help: str
-    group: str
-    stages: tuple[str, ...] = ()
-    unit: str = ""
-    low: float = -math.inf
-    high: float = math.inf
-    low_open: bool = False
-    high_open: bool = False
-    choices: tuple[str, ...] = ()
-
-    def allowed(self) -> str:
-        """The range or the choices in words, empty if anything goes."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if self.low == -math.inf and self.high == math.inf:
-            return ""
-        if self.high == math.inf:
-            return ("above " if self.low_open else "at least ") + f"{self.low:g}"
-        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
-        return f"in {left}{self.low:g}, {self.high:g}{right}"
-
-    def admits(self, value: Any) -> bool:
-        """Whether a single value is among the choices and within the bounds."""
-        if self.choices:
-            return value in self.choices
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            above = value > self.low if self.low_open else value >= self.low
-            below = value < self.high if self.high_open else value <= self.high
-            return math.isfinite(value) and above and below
-        return True
-
-
-def _setting(
-    default: Any, help: str, group: str, stages: Sequence[str] = (), unit: str = "", **rest: Any
-) -> Any:
-    metadata = {"setting": Setting(help, group, tuple(stages), unit, **rest)}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,217 +35,217 @@ class Config:
     """All settings of a run. Raises `UsageError` naming flag, value and what is allowed."""
 
     # fmt: off
-    run_dir: str = _setting("runs/default", "Folder of the run; each stage has a subfolder.", "Run")
-    stage: tuple[str, ...] = _setting(
+    run_dir: str = setting("runs/default", "Folder of the run; each stage has a subfolder.", "Run")
+    stage: tuple[str, ...] = setting(
         ("all",), "Stages to run, comma-separated.", "Run", choices=("all", *STAGES))
-    meta_model: str = _setting(
+    meta_model: str = setting(
         "", "Run folder whose train_ann result is the teacher; empty: this run's own.", "Run")
-    snn_start: str = _setting(
+    snn_start: str = setting(
         "", "Run folder whose trained SNN is where train_snn starts, at this T; the stages before are "
         "that run's. Empty: the converted SNN.", "Run")
-    overwrite: bool = _setting(
+    overwrite: bool = setting(
         False, "Move a stage's folder aside when its settings have changed, and run it again.", "Run")
-    seed: int = _setting(
+    seed: int = setting(
         0, "Seed of everything random.", "Run", (*_TRAINING, CONVERT), low=0, high=2**31 - 1)
 
-    dataset: str = _setting(
+    dataset: str = setting(
         "cifar10", "digits, tiny_imagenet, folder:/path (one folder per class), or the name of an "
         "image-classification data set of TFDS.", "Data", STAGES)
-    data_dir: str = _setting("", "Folder of prepared TFDS data sets; empty: TFDS's default.", "Data")
-    manual_dir: str = _setting("", "Folder that holds tiny-imagenet-200.zip.", "Data")
-    image_size: int = _setting(
+    data_dir: str = setting("", "Folder of prepared TFDS data sets; empty: TFDS's default.", "Data")
+    manual_dir: str = setting("", "Folder that holds tiny-imagenet-200.zip.", "Data")
+    image_size: int = setting(
         0, "Images of folder: are resized to this side; 0 keeps them as they are.", "Data", STAGES,
         "pixels", low=0, high=4096)
-    validation_fraction: float = _setting(
+    validation_fraction: float = setting(
         0.1, "Share of the training split held out where the data set has no validation split.",
         "Data", STAGES, low=0, high=1, low_open=True, high_open=True)
-    augment: str = _setting(
+    augment: str = setting(
         "auto", "Random crop after padding by 4, random flip; auto knows what suits the data set.",
         "Data", _TRAINING, choices=("auto", "none", "crop", "crop_flip"))
-    batch_size: int = _setting(128, "Images in a step.", "Data", _TRAINING, "images", low=1)
-    cache_gib: float = _setting(
+    batch_size: int = setting(128, "Images in a step.", "Data", _TRAINING, "images", low=1)
+    cache_gib: float = setting(
         4.0, "Larger folder: data sets are decoded while training, not kept in memory.", "Data", (),
         "GiB", low=0)
 
-    network: str = _setting("vgg16", "Architecture.", "Network", STAGES, choices=NETWORKS)
-    width: float = _setting(
+    network: str = setting("vgg16", "Architecture.", "Network", STAGES, choices=NETWORKS)
+    width: float = setting(
         1.0, "Multiplies every hidden width, rounded to multiples of 8.", "Network", STAGES,
         low=0, high=64, low_open=True)
-    head: str = _setting(
+    head: str = setting(
         "mlp", "VGG's head: mlp = 4096, 4096, classes; linear = a fifth pool where it fits, then "
         "classes. ResNets have the linear one.", "Network", STAGES, choices=("mlp", "linear"))
-    batch_norm: bool = _setting(
+    batch_norm: bool = setting(
         False, "Batch normalisation after every convolution and hidden product of the ANN; conversion "
         "folds it into weights and bias currents.", "Network", STAGES)
-    dropout: float = _setting(
+    dropout: float = setting(
         0.2, "Dropout rate after a hidden neuron, except before a pool.", "Network", STAGES,
         low=0, high=1, high_open=True)
-    head_dropout: float = _setting(
+    head_dropout: float = setting(
         0.5, "Dropout rate in the mlp head.", "Network", STAGES, low=0, high=1, high_open=True)
 
-    ann_epochs: int = _setting(
+    ann_epochs: int = setting(
         100, "Training length of the meta-model.", "Training", (TRAIN_ANN,), "epochs", low=1)
-    compress_epochs: int = _setting(
+    compress_epochs: int = setting(
         100, "Training length of the student.", "Training", (COMPRESS,), "epochs", low=1)
-    snn_epochs: int = _setting(
+    snn_epochs: int = setting(
         30, "Training length of the SNN.", "Training", (TRAIN_SNN,), "epochs", low=1)
-    ann_optimizer: str = _setting(
+    ann_optimizer: str = setting(
         "sgd", "Optimizer of both ANN stages.", "Training", _ANN, choices=("sgd", "adam"))
-    snn_optimizer: str = _setting(
+    snn_optimizer: str = setting(
         "adam", "Optimizer of the SNN stage.", "Training", (TRAIN_SNN,), choices=("sgd", "adam"))
-    ann_learning_rate: float = _setting(
+    ann_learning_rate: float = setting(
         0.01, "Peak learning rate of both ANN stages.", "Training", _ANN, low=0, low_open=True)
-    snn_learning_rate: float = _setting(
+    snn_learning_rate: float = setting(
         1e-4, "Peak learning rate of weights, v_th and leak.", "Training", (TRAIN_SNN,),
         low=0, low_open=True)
-    ann_weight_decay: float = _setting(
+    ann_weight_decay: float = setting(
         5e-4, "L2 coefficient added to the weights' gradient in both ANN stages.", "Training", _ANN,
         low=0)
-    snn_weight_decay: float = _setting(
+    snn_weight_decay: float = setting(
         0.0, "L2 coefficient of the SNN stage; never on v_th and leak.", "Training", (TRAIN_SNN,),
         low=0)
-    momentum: float = _setting(
+    momentum: float = setting(
         0.9, "Momentum of sgd.", "Training", _TRAINING, low=0, high=1, high_open=True)
-    schedule: str = _setting(
+    schedule: str = setting(
         "cosine", "Learning rate over a stage: cosine, to 0; step, a tenth after 60, 80 and 90 % of "
         "the steps; constant.", "Training", _TRAINING, choices=("cosine", "step", "constant"))
-    warmup_epochs: float = _setting(
+    warmup_epochs: float = setting(
         0.0, "Linear rise of the learning rate from 0 at the start of a stage.", "Training",
         _TRAINING, "epochs", low=0)
-    label_smoothing: float = _setting(
+    label_smoothing: float = setting(
         0.0, "Share of the target spread evenly over the classes.", "Training", _TRAINING,
         low=0, high=1, high_open=True)
-    clip_norm: float = _setting(
+    clip_norm: float = setting(
         0.0, "Largest global norm of the gradient; 0 does not clip.", "Training", _TRAINING, low=0)
 
-    method: str = _setting(
+    method: str = setting(
         "attention", "Where masks come from. attention: attention-derived scores. magnitude: tfmot's "
         "schedule, one global cut. magnitude_uniform: stock tfmot, per layer. random: fixed. dense: "
         "the meta-model passes through unchanged.", "Compression", (COMPRESS,), choices=METHODS)
-    structure: str = _setting(
+    structure: str = setting(
         "irregular", "What is removed: single weights, or whole channels, cut out at the end.",
         "Compression", (COMPRESS,), choices=("irregular", "channel"))
-    density: float = _setting(
+    density: float = setting(
         0.05, "Share of the prunable weights (or MACs, see --budget) that is kept.", "Compression",
         (COMPRESS,), low=0, high=1, low_open=True)
-    student_start: str = _setting(
+    student_start: str = setting(
         "fresh", "The student's first weights: fresh ones, from another seed, or the meta_model's.",
         "Compression", (COMPRESS,), choices=("fresh", "meta_model"))
-    density_schedule: str = _setting(
+    density_schedule: str = setting(
         "auto", "Density over the mask updates. constant: --density from the first step (magnitude: "
         "from the first update). cubic: from 1 to --density. auto: cubic for magnitude, else constant.",
         "Compression", (COMPRESS,), choices=("auto", "constant", "cubic"))
-    saliency: str = _setting(
+    saliency: str = setting(
         "layer_magnitude", "By what method attention keeps weights. layer_magnitude: |W| within "
         "a layer, and layers share the regrowth by mean |m|, as in the paper. The others rank all "
         "layers at once, which then regrow in proportion to what they keep. magnitude: |W|. "
         "weight_gradient: |W m|. fisher: |W| times the root of the mean squared gradient.",
         "Compression", (COMPRESS,), choices=SALIENCIES)
-    dense_ends: bool = _setting(
+    dense_ends: bool = setting(
         False, "Keep the first and the last layer dense; their weights count in the density.",
         "Compression", (COMPRESS,))
-    budget: str = _setting(
+    budget: str = setting(
         "weights", "What --density counts.", "Compression", (COMPRESS,), choices=("weights", "macs"))
-    min_layer_density: float = _setting(
+    min_layer_density: float = setting(
         0.005, "No layer gets sparser than this.", "Compression", (COMPRESS,), low=0, high=1)
-    mask_update: int = _setting(
+    mask_update: int = setting(
         0, "Steps between mask updates; 0: an epoch.", "Compression", (COMPRESS,), "steps", low=0)
-    mask_update_end: float = _setting(
+    mask_update_end: float = setting(
         0.75, "Share of the stage's steps after which masks are fixed.", "Compression", (COMPRESS,),
         low=0, high=1)
-    drop_fraction: float = _setting(
+    drop_fraction: float = setting(
         0.5, "p: share of a layer's active weights dropped at the first update.", "Compression",
         (COMPRESS,), low=0, high=1)
-    drop_fraction_end: float = _setting(
+    drop_fraction_end: float = setting(
         0.005, "p at the last update; a cosine leads there.", "Compression", (COMPRESS,),
         low=0, high=1)
-    score_decay: float = _setting(
+    score_decay: float = setting(
         0.9, "Decay of m, the moving average of the gradient: the score; of its square too.",
         "Compression", (COMPRESS,), low=0, high=1, high_open=True)
-    distillation: float = _setting(
+    distillation: float = setting(
         0.9, "Weight alpha of L_KD; L_CE has 1 - alpha.", "Compression", (COMPRESS,), low=0, high=1)
-    temperature: float = _setting(
+    temperature: float = setting(
         4.0, "Temperature rho of L_KD.", "Compression", (COMPRESS, TRAIN_SNN), low=0, low_open=True)
-    attention: float = _setting(
+    attention: float = setting(
         1000.0, "Weight beta of the attention term, beta/2 * L_AT.", "Compression", (COMPRESS,),
         low=0)
 
-    calibration_percentile: float = _setting(
+    calibration_percentile: float = setting(
         99.7, "Percentile of a neuron's input current that becomes v_th.", "Conversion", (CONVERT,),
         "%", low=0, high=100, low_open=True)
-    calibration_timesteps: int = _setting(
+    calibration_timesteps: int = setting(
         100, "Time steps simulated to calibrate v_th.", "Conversion", (CONVERT,), "steps", low=1)
-    calibration_batches: int = _setting(
+    calibration_batches: int = setting(
         8, "Batches of training images used to calibrate v_th.", "Conversion", (CONVERT,), low=1)
-    calibration_batch_size: int = _setting(
+    calibration_batch_size: int = setting(
         16, "Images in such a batch.", "Conversion", (CONVERT,), "images", low=1)
-    v_th_scale: float = _setting(
+    v_th_scale: float = setting(
         0.3, "kappa: all calibrated v_th are multiplied by it.", "Conversion", (CONVERT,),
         low=0, low_open=True)
-    bias_current: bool = _setting(
+    bias_current: bool = setting(
         False, "Give spiking neurons a trained bias current per channel, from 0. Those that follow a "
         "batch normalisation have one in any case, from what it folds into.", "Conversion", (CONVERT,))
 
-    timesteps: int = _setting(
+    timesteps: int = setting(
         5, "T: time steps for which an image is presented.", "SNN", (CONVERT, TRAIN_SNN), "steps",
         low=1)
-    surrogate: str = _setting(
+    surrogate: str = setting(
         "triangle", "Surrogate of the spike's derivative.", "SNN", (CONVERT, TRAIN_SNN),
         choices=("triangle", "rectangular", "sigmoid", "arctan"))
-    surrogate_scale: float = _setting(
+    surrogate_scale: float = setting(
         0.3, "gamma: height of the surrogate.", "SNN", (CONVERT, TRAIN_SNN), low=0, low_open=True)
-    train_leak: bool = _setting(True, "Whether the leaks are trained.", "SNN", (TRAIN_SNN,))
-    train_v_th: bool = _setting(True, "Whether the thresholds v_th are trained.", "SNN", (TRAIN_SNN,))
+    train_leak: bool = setting(True, "Whether the leaks are trained.", "SNN", (TRAIN_SNN,))
+    train_v_th: bool = setting(True, "Whether the thresholds v_th are trained.", "SNN", (TRAIN_SNN,))
 
-    snn_distill: float = _setting(
+    snn_distill: float = setting(
         0.0, "Weight of L_KD, the compressed ANN being the teacher; L_CE has the rest.", "SNN",
         (TRAIN_SNN,), low=0, high=1)
-    spike_penalty: float = _setting(
+    spike_penalty: float = setting(
         0.0, "Weight of the spikes per neuron in the loss.", "SNN", (TRAIN_SNN,), low=0)
 
-    precision: str = _setting(
+    precision: str = setting(
         "auto", "Type of convolutions and products; membranes, loss and optimizer stay float32. auto: "
         "mixed_bfloat16 where the hardware multiplies it (AVX-512, AMX, Ampere).", "Execution", STAGES,
         choices=("auto", "float32", "mixed_bfloat16"))
-    lif: str = _setting(
+    lif: str = setting(
         "auto", "Implementation of the neuron. native: one C++ operation, for CPUs; fused: TensorFlow "
         "with its own gradient; rnn: the Keras RNN. auto: native on a CPU with a compiler, else fused.",
         "Execution", choices=("auto", "native", "fused", "rnn"))
-    jit_compile: str = _setting(
+    jit_compile: str = setting(
         "auto", "Compile the training step with XLA. auto: on GPUs.", "Execution",
         choices=("auto", "true", "false"))
-    steps_per_call: int = _setting(
+    steps_per_call: int = setting(
         0, "Most optimizer steps in one call of the compiled function; 0: as two seconds hold. No "
         "call goes past a mask update, a checkpoint, a log point or an epoch's end.", "Execution", (),
         "steps", low=0)
-    checkpoint_every: str = _setting(
+    checkpoint_every: str = setting(
         "0", "Steps between checkpoints, or minutes with an m, such as 10m; 0: an epoch.", "Execution",
         (), "steps or minutes")
-    keep_checkpoints: int = _setting(2, "Checkpoints kept per stage.", "Execution", low=1)
-    on_nonfinite: str = _setting(
+    keep_checkpoints: int = setting(2, "Checkpoints kept per stage.", "Execution", low=1)
+    on_nonfinite: str = setting(
         "stop", "What a step does whose loss or gradient is not finite. stop: ends the training at the "
         "last good checkpoint. skip: leaves weights, scores and slots as they are, and is counted.",
         "Execution", choices=("stop", "skip"))
-    on_degenerate: str = _setting(
+    on_degenerate: str = setting(
         "warn", "What a training does at an epoch's end where no spike reaches the output layer, or a "
         "v_th or leak is at its lower bound. stop: ends there, at the last good checkpoint.",
         "Execution", choices=("warn", "stop"))
-    deterministic: bool = _setting(
+    deterministic: bool = setting(
         False, "Only TensorFlow operations whose result is the same to the bit every time. Costs up to "
         "a ninth of a step on CPUs, where results are the same without it.", "Execution")
-    log_every: int = _setting(
+    log_every: int = setting(
         50, "Steps between the TensorBoard points of a training step.", "Execution", (), "steps",
         low=1)
-    validate_every: int = _setting(
+    validate_every: int = setting(
         1, "Epochs between validations and what TensorBoard shows of the network.", "Execution",
         (), "epochs", low=1)
-    profile_steps: tuple[int, ...] = _setting(
+    profile_steps: tuple[int, ...] = setting(
         (), "First and last step of a profiler trace, such as 10,20.", "Execution", (), "steps", low=0)
     # fmt: on
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            check(field, getattr(self, field.name))
         _check_together(self)
 
     def stages(self) -> tuple[str, ...]:
@@ -325,28 +266,8 @@ class Config:
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if stage in field.metadata["setting"].stages
+            if stage in setting_of(field).stages
         }
-
-
-def _check(field: dataclasses.Field, value: Any) -> None:
-    setting: Setting = field.metadata["setting"]
-    for item in value if isinstance(value, tuple) else (value,):
-        if isinstance(item, str) and not _is_one_line(item):
-            raise UsageError(
-                f"--{field.name}={value!a}: must be one line of Unicode text, without space at its ends"
-            )
-        if not setting.admits(item):
-            allowed = setting.allowed() or "a finite number"
-            raise UsageError(f"--{field.name}={shown(value)}: must be {allowed}")
-        if isinstance(item, int) and item > _LARGEST_INTEGER:
-            raise UsageError(f"--{field.name}={shown(value)}: must be at most {_LARGEST_INTEGER}")
-
-
-def _is_one_line(text: str) -> bool:
-    """Whether a flagfile gives the text back as it is."""
-    kinds = {unicodedata.category(character) for character in text}
-    return text == text.strip() and kinds.isdisjoint(_NOT_IN_A_LINE)
 
 
 def _check_together(config: Config) -> None:
@@ -378,8 +299,3 @@ def _check_together(config: Config) -> None:
                 raise UsageError(
                     f"--{flag}={getattr(config, flag)}: must be {needed} with --method=magnitude_uniform"
                 )
-
-
-def shown(value: Any) -> str:
-    """A setting's value as it is written on a command line."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

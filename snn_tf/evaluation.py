@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from snn_tf import costs, data, pruning
+from snn_tf import data, operations, pruning
 from snn_tf.graph import Graph, inner, is_image, is_neuron, is_source, is_synapse
 from snn_tf.layers import LIF
 
@@ -33,7 +33,7 @@ class Evaluation:
     confusion: np.ndarray
     correct: np.ndarray
     timesteps: int
-    activities: dict[str, costs.Activity]
+    activities: dict[str, operations.Activity]
     spikes: dict[str, float]
     neurons: dict[str, int]
 
@@ -111,7 +111,7 @@ class Evaluator:
             confusion=confusion,
             correct=np.concatenate(correct),
             timesteps=timesteps_of(self.model),
-            activities={name: costs.Activity(totals[name], nonzero[name]) for name in totals},
+            activities={name: operations.Activity(totals[name], nonzero[name]) for name in totals},
             spikes={name: float(count) for name, count in counts.items()},
             neurons={name: math.prod(layer.output_shape[1:]) for name, layer in self._neurons.items()},
         )
@@ -121,7 +121,7 @@ def _sum_over_time_and_images(x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(x, tf.float32), axis=0)
 
 
-def _carries(graph: Graph, name: str) -> costs.Source:
+def _carries(graph: Graph, name: str) -> operations.Source:
     """What the input of a synapse layer is: "image", "spikes", or "pooled" spikes."""
     stops = graph.nearest(name, lambda layer: is_source(layer) or _is_pool(layer))
     if any(is_image(graph.layers[stop]) for stop in stops):
@@ -133,12 +133,12 @@ def _is_pool(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.layers.AveragePooling2D)
 
 
-def synapses(model: keras.Model) -> list[costs.Synapses]:
+def synapses(model: keras.Model) -> list[operations.Synapses]:
     """The synapse layers of a model, plain or wrapped, as the cost functions want them."""
     graph = Graph.of(model)
     masks = pruning.masks(model)
     return [
-        costs.Synapses(
+        operations.Synapses(
             name=name,
             mask=masks[name],
             input_shape=tuple(layer.input_shape[1:]),

@@ -37,13 +37,14 @@ def replacing(path: pathlib.Path, *failures: type[Exception]) -> Iterator[pathli
       UserError: the disk is full, or the folder may not be written.
     """
     beside = _beside(path)
+    unwritable: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         _bring_to_disk(beside)
         os.replace(beside, path)
         _bring_to_disk(path.parent, whole=False)
-    except (OSError, *failures) as error:
+    except unwritable as error:
         _remove(beside)
         raise UserError(f"{path}: could not be written: {first_line(error)}") from error
 

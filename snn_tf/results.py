@@ -19,6 +19,7 @@ from scipy import stats
 from snn_tf import files
 from snn_tf.config import EVALUATE, STAGES, Config
 from snn_tf.errors import UserError
+from snn_tf.settings import setting_of
 
 NETWORKS = ("dense_ann", "compressed_ann", "converted_snn", "trained_snn")
 CONFIDENCE = 0.95
@@ -45,7 +46,7 @@ class Row:
         """What decides the result besides the seed; of some headings of `--help` only, if given."""
         found = {}
         for field in dataclasses.fields(Config):
-            setting = field.metadata["setting"]
+            setting = setting_of(field)
             if setting.stages and field.name != "seed" and (groups is None or setting.group in groups):
                 found[field.name] = self.record["config"].get(field.name, field.default)
         return found

@@ -32,6 +32,7 @@ from snn_tf import files, model_files
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError, first_line
 from snn_tf.files import json_text, read_json, replacing, write_json, write_text
+from snn_tf.settings import shown
 
 UPSTREAM = {
     configs.TRAIN_ANN: None,
@@ -136,9 +137,7 @@ class StageFolder:
                 )
             if self._holds_work():
                 self._move_aside()
-        lines = (
-            f"--{name}={configs.shown(value)}\n" for name, value in dataclasses.asdict(config).items()
-        )
+        lines = (f"--{name}={shown(value)}\n" for name, value in dataclasses.asdict(config).items())
         write_text(self.path / "config.flags", "".join(lines))
         write_json(self.path / "stage.json", wanted)
 

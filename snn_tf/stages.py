@@ -34,6 +34,7 @@ from snn_tf.files import replacing, replacing_folder
 from snn_tf.graph import Graph, is_neuron
 from snn_tf.layers import use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
+from snn_tf.operations import Synapses
 from snn_tf.runs import StageFolder
 from snn_tf.update import Recipe
 from snn_tf.upstream import meta_model, model_of, stage_folder, taken_from, untrained_snn, upstream_of
@@ -233,9 +234,7 @@ def _counts(model: keras.Model, original: keras.Model | None = None) -> Facts:
     return costs.ann_costs(evaluation.synapses(model), dense=dense)
 
 
-def _measured(
-    model: keras.Model, source: data.Data, batch_size: int, original: list[costs.Synapses]
-) -> Facts:
+def _measured(model: keras.Model, source: data.Data, batch_size: int, original: list[Synapses]) -> Facts:
     """Accuracy on the test split, activity and costs of one network."""
     result = evaluation.Evaluator(model, batch_size).evaluate(source.test)
     layers = evaluation.synapses(model)

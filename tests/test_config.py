@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snn_tf import cli
-from snn_tf.config import STAGES, Config, Setting, shown
+from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError
+from snn_tf.settings import Setting, setting_of, shown
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-SETTINGS: dict[str, Setting] = {name: field.metadata["setting"] for name, field in FIELDS.items()}
+SETTINGS: dict[str, Setting] = {name: setting_of(field) for name, field in FIELDS.items()}
 NUMBERS = [name for name, field in FIELDS.items() if type(field.default) in (int, float)]
 FLOATS = [name for name in NUMBERS if type(FIELDS[name].default) is float]
 WORDS = [name for name, setting in SETTINGS.items() if setting.choices]

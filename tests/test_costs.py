@@ -10,19 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snn_tf.costs import (
-    CONVENTIONS,
-    ENERGY,
-    VARIANTS,
-    Activity,
-    Synapses,
-    acs,
-    ann_costs,
-    macs,
-    nonzero_macs,
-    snn_costs,
-    taps,
-)
+from snn_tf.costs import ENERGY, VARIANTS, ann_costs, snn_costs
+from snn_tf.operations import CONVENTIONS, Activity, Synapses, acs, macs, nonzero_macs, taps
 
 VGG16 = [64, 64, "P", 128, 128, "P", 256, 256, 256, "P", 512, 512, 512, "P", 512, 512, 512]
 

@@ -9,7 +9,7 @@ import pytest
 import tf_keras as keras
 from spiking_oracle import Count, Flatten, Neurons, Pool, Synapses, run
 
-from snn_tf import costs, evaluation, models, pruning
+from snn_tf import costs, evaluation, models, operations, pruning
 from snn_tf.config import Config
 from snn_tf.data import DataSpec, Split
 from snn_tf.graph import inner
@@ -215,7 +215,7 @@ def test_every_neuron_firing_at_every_step_costs_timesteps_times_macs():
     layers = evaluation.synapses(model)
     record = costs.snn_costs(layers, result.activities, T, 1)
     one_pass = costs.ann_costs(layers)
-    for convention in costs.CONVENTIONS:
+    for convention in operations.CONVENTIONS:
         for row, dense in zip(record["layers"][1:], one_pass["layers"][1:], strict=True):
             macs = variant(dense, convention)["macs"]
             assert variant(row, convention)["acs"] == pytest.approx(T * macs, rel=1e-12)
@@ -226,7 +226,7 @@ def test_network_that_never_fires_costs_its_image_alone():
     result = evaluation.Evaluator(model, BATCH).evaluate(split())
     assert set(result.spikes.values()) == {0.0} and result.spikes_per_neuron() == 0.0
     record = costs.snn_costs(evaluation.synapses(model), result.activities, T, 1)
-    for convention, name in itertools.product(costs.CONVENTIONS, ("default", "pooled_as_macs")):
+    for convention, name in itertools.product(operations.CONVENTIONS, ("default", "pooled_as_macs")):
         image = variant(record["layers"][0], convention)
         assert variant(record, convention, name) == image
         assert image["acs"] == 0 and image["macs"] > 0

@@ -12,7 +12,17 @@ LEVELS = {
     for level, names in enumerate(
         (
             ("errors",),
-            ("config", "budget", "flagfiles", "files", "interruption", "lock", "model_files"),
+            ("settings",),
+            (
+                "config",
+                "budget",
+                "flagfiles",
+                "files",
+                "interruption",
+                "lock",
+                "model_files",
+                "operations",
+            ),
             (
                 "convolution",
                 "health",
@@ -40,8 +50,8 @@ LEVELS = {
     for name in names
 }
 WITHOUT_TENSORFLOW = (
-    *("budget", "channels", "comparison", "config", "costs"),
-    *("errors", "files", "flagfiles", "health", "interruption", "lock", "report", "results", "sparsity"),
+    *("budget", "channels", "comparison", "config", "costs", "errors", "files", "flagfiles", "health"),
+    *("interruption", "lock", "operations", "report", "results", "settings", "sparsity"),
 )
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 

@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from snn_tf import costs, report
+from snn_tf import costs, operations, report
 
 T = 4
 
@@ -88,18 +88,18 @@ def measured(density, spiking, rate=0.25):
     """What `evaluate` writes of a network: its costs, and accuracy."""
     rng = np.random.default_rng(0)
     layers = [
-        costs.Synapses(
+        operations.Synapses(
             "conv1", rng.random((3, 3, 3, 8)) < density, (8, 8, 3), (8, 8, 8), source="image"
         ),
-        costs.Synapses(
+        operations.Synapses(
             "conv2", rng.random((3, 3, 8, 8)) < density, (4, 4, 8), (4, 4, 8), source="pooled"
         ),
-        costs.Synapses("logits", rng.random((128, 10)) < density, (128,), (10,)),
+        operations.Synapses("logits", rng.random((128, 10)) < density, (128,), (10,)),
     ]
     if not spiking:
         return costs.ann_costs(layers) | {"test_accuracy": 0.9}
     activities = {
-        s.name: costs.Activity(np.full(s.input_shape, T * rate), np.full(s.input_shape, T * rate))
+        s.name: operations.Activity(np.full(s.input_shape, T * rate), np.full(s.input_shape, T * rate))
         for s in layers[1:]
     }
     return costs.snn_costs(layers, activities, T, 640) | {"test_accuracy": 0.8}
