@@ -13,7 +13,7 @@ from small_networks import build, initialised, kernels, output_shapes, some_imag
 from snn_tf import costs, evaluation, models
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
-from snn_tf.graph import Graph, inner, is_neuron, is_synapse
+from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
 from snn_tf.layers import LIF, Dropout, ReadOut, dropout_seed
 from snn_tf.pruning import wrap
 
@@ -416,6 +416,37 @@ def test_initialise_is_a_function_of_seed_and_layer_name():
     wrapped = wrap(build("resnet12", **settings))
     models.initialise(wrapped, 5)
     assert all(np.array_equal(kernel, ours[name]) for name, kernel in kernels(wrapped).items())
+
+
+CALMED = [
+    ("vgg16", {"width": 0.25}, {"dense15_norm": 1024}),
+    ("vgg9", {"width": 0.25, "head": "linear"}, {"conv7_norm": 128}),
+    ("vgg5", {"width": 0.001}, {"dense5_norm": 8}),
+    ("resnet12", {"width": 0.125}, dict.fromkeys(["conv2_norm", "shortcut_norm"], 256)),
+    ("resnet20", {"width": 0.125}, {}),
+]
+
+
+@pytest.mark.parametrize("density", [1.0, 0.25])
+@pytest.mark.parametrize(("network", "settings", "expected"), CALMED, ids=[row[0] for row in CALMED])
+def test_initialise_calms_what_the_logits_read(network, settings, expected, density):
+    model = build(network, batch_norm=True, **settings)
+    models.initialise(model, 1, {"logits": density})
+    gammas = {name: layer.gamma.numpy() for name, layer in Graph.of(model).select(is_norm).items()}
+    for name, inputs in expected.items():
+        calmed = gammas.pop(f"stage4_block1_{name}" if network == "resnet12" else name)
+        assert np.allclose(calmed, min(1.0, 4.0 / math.sqrt(density * inputs)))
+    assert all(np.all(gamma == 1.0) for gamma in gammas.values())
+
+
+@pytest.mark.parametrize("width", [0.05, 0.2])
+def test_summed_squares_of_what_the_logits_read_do_not_grow_with_width(width):
+    settings = {"batch_norm": True, "dropout": 0, "head_dropout": 0}
+    model = initialised("vgg5", image_shape=(8, 8, 3), width=width, **settings)
+    read = keras.Model(model.input, model.get_layer("logits").input)
+    features = read(some_images(64, (8, 8, 3)), training=True)
+    # Half of 16 γ²: batch normalisation gives a variance of 1, of which ReLU keeps half.
+    assert np.mean(np.sum(np.square(features), axis=-1)) == pytest.approx(8.0, rel=0.03)
 
 
 def test_copy_weights_goes_by_name_through_wrappers_and_spares_masks():
