@@ -179,6 +179,7 @@ def masks_of(group: Group) -> str:
     words += [] if schedule == "auto" else [schedule]
     words += ["channels"] if config["structure"] == "channel" else []
     words += ["by MACs"] if config["budget"] == "macs" else []
+    words += [f"MACs^{config['macs_exponent']:g}"] if config.get("macs_exponent") else []
     words += ["dense ends"] if config.get("dense_ends") else []
     return ", ".join(words)
 

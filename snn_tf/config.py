@@ -141,6 +141,11 @@ class Config:
         "layers at once, which then regrow in proportion to what they keep. magnitude: |W|. "
         "weight_gradient: |W m|. fisher: |W| times the root of the mean squared gradient.",
         "Compression", (COMPRESS,), choices=SALIENCIES)
+    macs_exponent: float = setting(
+        0.0, "Rankings over all layers divide the saliencies of a layer by its multiply-accumulates per "
+        "weight to this power: 0 asks what weights are worth, more spares multiply-accumulates (with "
+        "fisher, 0.5 ranks the loss per multiply-accumulate).", "Compression", (COMPRESS,),
+        low=0, high=1)
     dense_ends: bool = setting(
         False, "Keep the first and the last layer dense; their weights count in the density.",
         "Compression", (COMPRESS,))
@@ -286,6 +291,12 @@ def _check_together(config: Config) -> None:
         raise UsageError(
             f"--drop_fraction_end={config.drop_fraction_end:g}: "
             f"must be at most --drop_fraction={config.drop_fraction:g}"
+        )
+    within_layers = config.method == "attention" and config.saliency == "layer_magnitude"
+    if config.macs_exponent and (within_layers or config.method == "magnitude_uniform"):
+        raise UsageError(
+            f"--macs_exponent={config.macs_exponent:g}: must be 0 where every layer ranks its own "
+            "weights (--method=magnitude_uniform, or attention with --saliency=layer_magnitude)"
         )
     if (config.lif, config.jit_compile) == ("native", "true"):
         raise UsageError("--jit_compile=true: must be false or auto with --lif=native")

@@ -143,13 +143,20 @@ class Pruner(tf.Module):
         return {name: wrapper.layer.kernel.numpy() for name, wrapper in self.wrappers.items()}
 
     def saliencies(self) -> dict[str, np.ndarray]:
-        """What every active weight is worth, as `--saliency` says.
+        """What every weight is worth, as `--saliency` and `--macs_exponent` say.
 
         |W| for both kinds of magnitude. |W m| is the loss's first-order change without the weight.
         fisher is |W| √(mean of squared gradients): half its square estimates the change to second order,
         by the diagonal of the empirical Fisher information (Theis et al. 2018). The last two stay the
         same if a layer's weights are scaled and a batch normalisation takes that back.
         """
+        exponent = self.config.macs_exponent
+        return {
+            name: value / output_positions(self.wrappers[name]) ** exponent
+            for name, value in self._worths().items()
+        }
+
+    def _worths(self) -> dict[str, np.ndarray]:
         weights = {name: np.abs(kernel) for name, kernel in self.kernels().items()}
         if self.config.saliency == "weight_gradient":
             return {name: weights[name] * np.abs(m.numpy()) for name, m in self.scores.items()}

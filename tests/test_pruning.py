@@ -953,6 +953,27 @@ def test_saliencies_are_what_their_names_say():
             np.testing.assert_allclose(value, np.abs(kernels(pruner.model)[name] * factor), rtol=1e-6)
 
 
+def test_macs_exponent_divides_by_the_multiply_accumulates_of_a_weight():
+    pruner = student(config_of(saliency="magnitude", macs_exponent=0.5))
+    for name, value in pruner.saliencies().items():
+        macs_per_weight = np.prod(pruner.wrappers[name].output_shape[1:-1])
+        wanted = np.abs(kernels(pruner.model)[name]) / np.sqrt(macs_per_weight)
+        np.testing.assert_allclose(value, wanted, rtol=1e-6)
+
+
+def test_macs_exponent_moves_weights_to_where_they_cost_less():
+    def macs(exponent):
+        pruner = student(config_of(method="magnitude", macs_exponent=exponent, mask_update_end=0.25))
+        train_until(pruner, sgd(), 8)
+        kept = pruning.masks(pruner.model)
+        assert sum(mask.sum() for mask in kept.values()) == pruner.budget(pruner.config.density).target
+        return sum(
+            mask.sum() * np.prod(pruner.wrappers[name].output_shape[1:-1]) for name, mask in kept.items()
+        )
+
+    assert macs(1.0) < macs(0.25) < macs(0.0)
+
+
 def test_cubic_cut_keeps_what_is_most_salient_over_all_layers():
     """From dense nothing can grow yet, so the first update is the cut alone."""
     for saliency in ("layer_magnitude", "magnitude", "weight_gradient", "fisher"):
