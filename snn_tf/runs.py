@@ -234,8 +234,12 @@ def _settings(stage: str, config: Config) -> dict[str, Any]:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs between two identities, in words; empty if nothing does."""
-    before, after = old["settings"], new["settings"]
+    """What differs between two identities, in words; empty if nothing does.
+
+    A setting that the older one does not know had its default, which changes nothing.
+    """
+    after = new["settings"]
+    before = {name: getattr(Config, name) for name in after} | old["settings"]
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     changes = [f"--{name}={after.get(name)}, was {before.get(name)}" for name in names]
     if old["upstream"] != new["upstream"]:

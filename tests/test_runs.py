@@ -193,6 +193,16 @@ def test_stage_is_refused_on_top_of_other_settings_in_the_same_run(tmp_path):
     assert not (tmp_path / "compress").exists()
 
 
+def test_stage_that_is_older_than_a_setting_was_made_with_its_default(tmp_path):
+    path = begun(tmp_path).path / "stage.json"
+    identity = files.read_json(path)
+    del identity["settings"]["label_smoothing"]
+    path.write_text(json.dumps(identity))
+    assert (opened(tmp_path).path / "checkpoints" / "step-1").exists()
+    with pytest.raises(UsageError, match=r"\(--label_smoothing=0\.1, was 0\.0\)"):
+        opened(tmp_path, label_smoothing=0.1)
+
+
 def test_meta_model_of_another_run_may_have_other_settings(tmp_path):
     upstream = finished(tmp_path / "teacher", ann_epochs=3)
     assert not opened(tmp_path / "student", "compress", upstream, ann_epochs=4).done
