@@ -8,7 +8,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,6 +24,8 @@ NETWORKS = ("dense_ann", "compressed_ann", "converted_snn", "trained_snn")
 CONFIDENCE = 0.95
 _FEW = 2
 """Up to so many seeds a spread over them says little, and the images give the interval."""
+
+_OF_THE_MACHINE = ("data_dir", "manual_dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Difference:
 
 
 def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
-    """Copies the records of an evaluated run into `results`; returns the row's folder.
+    """Takes the records of an evaluated run into `results`; returns the row's folder.
+
+    Where the run's machine keeps data is left out.
 
     Raises:
       UserError: the run has not been evaluated, cannot be copied, or would take the place of another.
@@ -114,9 +117,15 @@ def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
         made = run_dir / stage / "record.json"
         if made.exists():
             name = "record.json" if stage == EVALUATE else f"{stage}.json"
-            with files.replacing(row / name) as beside:
-                shutil.copyfile(made, beside)
+            files.write_json(row / name, _published(files.read_json(made)))
     return row
+
+
+def _published(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without where data lies on its machine."""
+    settings = record.get("config", {})
+    config = {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE}
+    return {**record, "config": config}
 
 
 def _read_row(path: pathlib.Path) -> Row:

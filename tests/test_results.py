@@ -254,13 +254,18 @@ def test_add_takes_the_records_of_an_evaluated_run(tmp_path, capsys):
     run_dir, folder = tmp_path / "runs" / "small_dense", tmp_path / "results"
     for stage in ("compress", "evaluate"):
         (run_dir / stage).mkdir(parents=True)
-    (run_dir / "evaluate" / "record.json").write_text(json.dumps(record(answers(3), answers(4))))
+    text = json.dumps(record(answers(3), answers(4), data_dir="/home/me", manual_dir="/home/me"))
+    evaluated = json.loads(text)
+    (run_dir / "evaluate" / "record.json").write_text(text)
     (run_dir / "compress" / "record.json").write_text("{}")
     assert report.main([str(folder), "--add", str(run_dir)]) == 0
     assert sorted(path.name for path in (folder / "small_dense").iterdir()) == [
         "compress.json",
         "record.json",
     ]
+    taken = json.loads((folder / "small_dense" / "record.json").read_text())
+    kept = {n: v for n, v in evaluated["config"].items() if n not in ("data_dir", "manual_dir")}
+    assert taken == evaluated | {"config": kept}
     assert str(folder / "README.md") in capsys.readouterr().out
 
 
