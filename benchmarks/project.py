@@ -16,6 +16,7 @@ from snn_tf.config import COMPRESS, TRAIN_ANN, TRAIN_SNN, Config
 from snn_tf.errors import UserError
 from snn_tf.folding import fold
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
+from snn_tf.initialisation import initialise
 from snn_tf.layers import use_implementation
 from snn_tf.objectives import CrossEntropy, Objective
 from snn_tf.pruners import Pruner
@@ -90,7 +91,7 @@ def network(workload: Workload, config: Config, neuron: str = "lif") -> keras.Mo
 def meta_model(config: Config, spec: data.DataSpec = SPEC) -> keras.Model:
     """The dense ANN of `--network`, initialised."""
     model = models.build(config, "relu", spec)
-    models.initialise(model, config.stage_seed(TRAIN_ANN))
+    initialise(model, config.stage_seed(TRAIN_ANN))
     return model
 
 
@@ -98,7 +99,7 @@ def student(config: Config) -> Pruner:
     """A pruner around a fresh student of `--network`, which has its first masks."""
     pruner = pruners.make_pruner(models.build(config, "relu", SPEC), config, STEPS_PER_EPOCH)
     seed = config.stage_seed(COMPRESS)
-    models.initialise(pruner.model, seed, pruner.start(seed))
+    initialise(pruner.model, seed, pruner.start(seed))
     pruning.project(pruner.model)
     return pruner
 

@@ -6,20 +6,16 @@ the first neuron to the read-out (see `snn_tf.layers`).
 """
 
 import dataclasses
-import math
-import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError, UserError
 from snn_tf.folding import fold
-from snn_tf.graph import Graph, Layer, inner, is_image, is_neuron, is_norm, is_source, is_synapse
+from snn_tf.graph import Graph, Layer, inner, is_image, is_neuron, is_source, is_synapse
 from snn_tf.layers import LIF, Conv2D, Dropout, ReadOut
 
 STANDARDISE = "standardise"
@@ -39,8 +35,6 @@ RESNET_WIDTHS = (64, 128, 256, 512)
 RESNET_BLOCKS = {"resnet12": (1, 1, 1, 1), "resnet20": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 # Moving statistics follow the last ten steps or so: epochs of small data sets are not much longer.
 NORM_MOMENTUM = 0.9
-# Root of the summed squares of γ, at first, over the inputs of the logits; see `_calm`.
-LOGITS_GAIN = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,45 +293,6 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
     for name, layer in Graph.of(source).layers.items():
         if weights := inner(layer).get_weights():
             inner(layers[name]).set_weights(weights)
-
-
-def initialise(model: keras.Model, seed: int, densities: Mapping[str, float] | None = None) -> None:
-    """Gives every kernel normal weights of standard deviation √(2 / (density · fan_in)) (He 2015).
-
-    Where batch normalisations alone drive the neurons that the logits read, these start at the γ of
-    `_calm`.
-
-    Args:
-      model: its synapse layers are drawn independently, each from `seed` and its name.
-      seed: any non-negative integer.
-      densities: share of each layer's inputs that is active, by layer name; 1 where absent.
-    """
-    graph = Graph.of(model)
-    for name, layer in graph.select(is_synapse).items():
-        shape = inner(layer).kernel.shape
-        active = (densities or {}).get(name, 1.0) * math.prod(shape[:-1])
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        kernel = rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(2.0 / active))
-        inner(layer).kernel.assign(kernel)
-    # The last one gives the logits.
-    _calm(graph, name, active)
-
-
-def _calm(graph: Graph, logits: str, active: float) -> None:
-    """Starts the normalisations before the logits at γ = min(1, `LOGITS_GAIN` / √active inputs).
-
-    The loss curves with the sum of the logits' squared inputs. With γ = 1 that grows with their number,
-    and a learning rate that suits the other layers is then far too high for this one.
-    """
-    before = {
-        name
-        for neuron in graph.nearest(logits, is_neuron)
-        for name in graph.nearest(neuron, lambda layer: is_norm(layer) or is_source(layer))
-    }
-    if all(is_norm(graph.layers[name]) for name in before):
-        for name in before:
-            gamma = graph.layers[name].gamma
-            gamma.assign(tf.ones_like(gamma) * min(1.0, LOGITS_GAIN / math.sqrt(active)))
 
 
 def attended(model: keras.Model) -> list[str]:

@@ -26,6 +26,7 @@ _FEW = 2
 """Up to so many seeds a spread over them says little, and the images give the interval."""
 
 _OF_THE_MACHINE = ("data_dir", "manual_dir")
+"""Settings that say where a machine keeps its data, and nothing of the result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,8 @@ def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
     Where the run's machine keeps data is left out.
 
     Raises:
-      UserError: the run has not been evaluated, cannot be copied, or would take the place of another.
+      UserError: the run has not been evaluated, has a damaged record, cannot be written, or
+        would take the place of another.
     """
     source = run_dir / EVALUATE / "record.json"
     if not source.exists():
@@ -113,19 +115,21 @@ def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
     row = results / run_dir.resolve().name
     if (row / "record.json").exists():
         _check_same(_read_row(row / "record.json"), _read_row(source))
-    for stage in STAGES:
-        made = run_dir / stage / "record.json"
-        if made.exists():
-            name = "record.json" if stage == EVALUATE else f"{stage}.json"
-            files.write_json(row / name, _published(files.read_json(made)))
+    made = {stage: run_dir / stage / "record.json" for stage in STAGES}
+    taken = {stage: _published(path) for stage, path in made.items() if path.exists()}
+    for stage, record in taken.items():
+        files.write_json(row / ("record.json" if stage == EVALUATE else f"{stage}.json"), record)
     return row
 
 
-def _published(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without where data lies on its machine."""
-    settings = record.get("config", {})
-    config = {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE}
-    return {**record, "config": config}
+def _published(path: pathlib.Path) -> dict[str, Any]:
+    """A stage's record without where data lies on its machine."""
+    record = files.read_json(path)
+    settings = record.get("config", {}) if isinstance(record, dict) else None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: is not the record of a stage")
+    kept = {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE}
+    return {**record, "config": kept}
 
 
 def _read_row(path: pathlib.Path) -> Row:

@@ -32,6 +32,7 @@ from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.files import replacing, replacing_folder
 from snn_tf.graph import Graph, is_neuron
+from snn_tf.initialisation import initialise
 from snn_tf.layers import use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
 from snn_tf.operations import Synapses
@@ -78,7 +79,7 @@ def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     model = models.build(config, "relu", source.spec)
     if configs.COMPRESS in config.stages() and config.method != "dense":
         pruners.make_pruner(model, config, data.steps_per_epoch(source.train, config.batch_size))
-    models.initialise(model, config.stage_seed(folder.stage))
+    initialise(model, config.stage_seed(folder.stage))
     recipe = Recipe(
         config.ann_optimizer, config.ann_learning_rate, config.ann_weight_decay, config.ann_epochs
     )
@@ -100,7 +101,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     per_epoch = data.steps_per_epoch(source.train, config.batch_size)
     pruner = pruners.make_pruner(student, config, per_epoch)
     seed = config.stage_seed(folder.stage)
-    models.initialise(pruner.model, seed, pruner.start(seed))
+    initialise(pruner.model, seed, pruner.start(seed))
     if config.student_start == "meta_model":
         _take_weights(teacher, pruner.model, config)
     pruning.project(pruner.model)

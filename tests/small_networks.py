@@ -9,6 +9,7 @@ from snn_tf import models
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.graph import Graph, inner, is_norm, is_synapse
+from snn_tf.initialisation import initialise
 
 
 def spec_of(image_shape=(32, 32, 3), classes=10, mean=120.0, std=60.0) -> DataSpec:
@@ -25,7 +26,7 @@ def build(network, neuron="relu", image_shape=(32, 32, 3), classes=10, **setting
 def initialised(network, seed=1, **settings) -> keras.Model:
     """A network with random weights."""
     model = build(network, **settings)
-    models.initialise(model, seed)
+    initialise(model, seed)
     return model
 
 

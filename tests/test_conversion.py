@@ -15,6 +15,7 @@ from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.errors import UserError
 from snn_tf.folding import fold
+from snn_tf.initialisation import initialise
 from snn_tf.layers import LIF, Dropout, ReadOut
 
 EXACT = Config(v_th_scale=1.0, calibration_percentile=100.0, calibration_timesteps=16)
@@ -41,7 +42,7 @@ def finished(image, x, seed):
         keras.layers.Flatten(name="features")(x)
     )
     model = keras.Model(image, ReadOut(name="read_out")(logits))
-    models.initialise(model, seed)
+    initialise(model, seed)
     return model
 
 
@@ -124,7 +125,7 @@ def test_resnet12_logits_and_every_rate_tend_to_the_anns(batch_norm):
     config = dataclasses.replace(EXACT, network="resnet12", width=0.125, timesteps=128)
     config = dataclasses.replace(config, calibration_timesteps=48, batch_norm=batch_norm)
     ann = models.build(config, "relu", spec)
-    models.initialise(ann, 0)
+    initialise(ann, 0)
     scramble(ann, 4)
     found = errors(ann, config, images(2, (8, 8, 3)), (32, 128))
     assert len(found) == 12  # eleven layers of neurons, and the logits
@@ -136,7 +137,7 @@ def test_vgg5_with_batch_norm_tends_to_the_ann_as_timesteps_grow():
     spec = DataSpec("noise", (6, 6, 2), 3, "none", (64.0,) * 2, (64.0,) * 2)
     config = dataclasses.replace(EXACT, network="vgg5", width=0.02, timesteps=LONG, batch_norm=True)
     ann = models.build(config, "relu", spec)
-    models.initialise(ann, 0)
+    initialise(ann, 0)
     scramble(ann, 4)
     found = errors(ann, config, images(3), (SHORT, LONG))
     assert len(found) == 6
@@ -150,7 +151,7 @@ def test_bias_currents_are_the_folded_biases_over_the_scale_of_the_current():
     config = dataclasses.replace(config, v_th_scale=1.0, calibration_percentile=100.0)
     spec = DataSpec("noise", (8, 8, 3), 4, "none", (128.0,) * 3, (64.0,) * 3)
     ann = models.build(config, "relu", spec)
-    models.initialise(ann, 0)
+    initialise(ann, 0)
     scramble(ann, 4)
     batch = images(3, (8, 8, 3))
     converted = conversion.convert(ann, config, [batch])

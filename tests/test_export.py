@@ -12,6 +12,7 @@ from snn_tf import evaluation, export, models, pruning
 from snn_tf.config import Config
 from snn_tf.data import Split
 from snn_tf.errors import UserError
+from snn_tf.initialisation import initialise
 from snn_tf.layers import LIF, Dropout, ReadOut
 
 SHAPE, T = (6, 6, 1), 4
@@ -27,7 +28,7 @@ def ann(seed=0):
     x = keras.layers.Flatten()(keras.layers.AveragePooling2D(2)(x))
     logits = keras.layers.Dense(3, use_bias=False, name="logits")(x)
     model = keras.Model(image, ReadOut(name="read_out")(logits))
-    models.initialise(model, seed)
+    initialise(model, seed)
     return model
 
 

@@ -36,7 +36,7 @@ LEVELS = {
             ("neuron", "splits", "tiny_imagenet", "results"),
             ("layers", "runs", "checkpoints", "comparison", "image_folder", "tfds_source", "batches"),
             ("execution", "graph", "data"),
-            ("folding", "surgery"),
+            ("folding", "initialisation", "surgery"),
             ("models",),
             ("pruning",),
             ("pruners",),

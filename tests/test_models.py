@@ -14,6 +14,7 @@ from snn_tf import costs, evaluation, models
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
+from snn_tf.initialisation import initialise
 from snn_tf.layers import LIF, Dropout, ReadOut, dropout_seed
 from snn_tf.pruning import wrap
 
@@ -381,7 +382,7 @@ def test_neuron_behind_image_and_spikes_is_refused():
 @pytest.mark.parametrize("density", [1.0, 0.2])
 def test_initialise_draws_normal_weights_of_hes_deviation(density):
     model = build("vgg5", image_shape=(8, 8, 3), width=0.5)
-    models.initialise(model, 3, {"conv3": density, "dense4": density})
+    initialise(model, 3, {"conv3": density, "dense4": density})
     found = kernels(model)
     for name, fan_in in (("conv2", 9 * 32), ("conv3", 9 * 64), ("dense4", 4 * 64), ("dense5", 2048)):
         kernel = found[name] / math.sqrt(
@@ -397,8 +398,8 @@ def test_initialise_draws_normal_weights_of_hes_deviation(density):
 def test_initialise_scales_by_the_density_alone():
     settings = {"image_shape": (8, 8, 1), "width": 0.1}
     dense, sparse = build("vgg5", **settings), build("vgg5", **settings)
-    models.initialise(dense, 3)
-    models.initialise(sparse, 3, {"conv2": 0.25})
+    initialise(dense, 3)
+    initialise(sparse, 3, {"conv2": 0.25})
     ours, theirs = kernels(sparse), kernels(dense)
     assert np.array_equal(ours["conv2"], 2 * theirs["conv2"])
     assert np.array_equal(ours["conv3"], theirs["conv3"])
@@ -414,7 +415,7 @@ def test_initialise_is_a_function_of_seed_and_layer_name():
     assert ours["stem2"].shape == ours["stem3"].shape
     assert np.mean(ours["stem2"] == ours["stem3"]) < 0.01
     wrapped = wrap(build("resnet12", **settings))
-    models.initialise(wrapped, 5)
+    initialise(wrapped, 5)
     assert all(np.array_equal(kernel, ours[name]) for name, kernel in kernels(wrapped).items())
 
 
@@ -431,7 +432,7 @@ CALMED = [
 @pytest.mark.parametrize(("network", "settings", "expected"), CALMED, ids=[row[0] for row in CALMED])
 def test_initialise_calms_what_the_logits_read(network, settings, expected, density):
     model = build(network, batch_norm=True, **settings)
-    models.initialise(model, 1, {"logits": density})
+    initialise(model, 1, {"logits": density})
     gammas = {name: layer.gamma.numpy() for name, layer in Graph.of(model).select(is_norm).items()}
     for name, inputs in expected.items():
         calmed = gammas.pop(f"stage4_block1_{name}" if network == "resnet12" else name)

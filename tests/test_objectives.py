@@ -12,6 +12,7 @@ from snn_tf.attention import attention_map
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError
+from snn_tf.initialisation import initialise
 from snn_tf.layers import dropout_seed
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining, cross_entropy
 from snn_tf.pruners import make_pruner
@@ -38,14 +39,14 @@ def changed(**settings):
 
 def make_teacher(config=CONFIG, spec=SPEC, seed=1):
     model = models.build(config, "relu", spec)
-    models.initialise(model, seed)
+    initialise(model, seed)
     return model
 
 
 def make_student(config=CONFIG, spec=SPEC):
     """A pruner with its first masks set, around an initialised student."""
     pruner = make_pruner(models.build(config, "relu", spec), config, steps_per_epoch=1)
-    models.initialise(pruner.model, 2, pruner.start(3))
+    initialise(pruner.model, 2, pruner.start(3))
     return pruner
 
 

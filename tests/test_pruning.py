@@ -17,6 +17,7 @@ from snn_tf import costs, evaluation, model_files, models, pruners, pruning, sur
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner
+from snn_tf.initialisation import initialise
 from snn_tf.layers import dropout_seed
 from snn_tf.objectives import cross_entropy
 
@@ -54,7 +55,7 @@ def config_of(**settings) -> Config:
 def student(config: Config, seed=3) -> pruners.Pruner:
     """A pruner with first masks and first weights, as the compress stage makes it."""
     pruner = pruners.make_pruner(plain(network=config.network), config, STEPS_PER_EPOCH)
-    models.initialise(pruner.model, seed, pruner.start(seed))
+    initialise(pruner.model, seed, pruner.start(seed))
     pruning.project(pruner.model)
     return pruner
 
@@ -528,7 +529,7 @@ def test_random_masks_never_move(structure):
 def trained_without_masks():
     """Kernels after four training steps of a plain network."""
     network, optimizer = pruning.unwrap(plain()), adam()
-    models.initialise(network, 3)
+    initialise(network, 3)
     for number in range(4):
         with dropout_seed(tf.constant([0, number])), tf.GradientTape() as tape:
             loss = cross_entropy(network(IMAGES, training=True), tf.constant(LABELS), 0.0)
@@ -953,8 +954,9 @@ def test_saliencies_are_what_their_names_say():
             np.testing.assert_allclose(value, np.abs(kernels(pruner.model)[name] * factor), rtol=1e-6)
 
 
-def test_macs_exponent_divides_by_the_multiply_accumulates_of_a_weight():
-    pruner = student(config_of(saliency="magnitude", macs_exponent=0.5))
+@pytest.mark.parametrize("structure", ["irregular", "channel"])
+def test_macs_exponent_divides_by_the_multiply_accumulates_of_a_weight(structure):
+    pruner = student(config_of(structure=structure, saliency="magnitude", macs_exponent=0.5))
     for name, value in pruner.saliencies().items():
         macs_per_weight = np.prod(pruner.wrappers[name].output_shape[1:-1])
         wanted = np.abs(kernels(pruner.model)[name]) / np.sqrt(macs_per_weight)

@@ -254,7 +254,7 @@ def test_add_takes_the_records_of_an_evaluated_run(tmp_path, capsys):
     run_dir, folder = tmp_path / "runs" / "small_dense", tmp_path / "results"
     for stage in ("compress", "evaluate"):
         (run_dir / stage).mkdir(parents=True)
-    text = json.dumps(record(answers(3), answers(4), data_dir="/home/me", manual_dir="/home/me"))
+    text = json.dumps(record(answers(3), answers(4), data_dir="images", manual_dir="zips"))
     evaluated = json.loads(text)
     (run_dir / "evaluate" / "record.json").write_text(text)
     (run_dir / "compress" / "record.json").write_text("{}")
@@ -267,6 +267,19 @@ def test_add_takes_the_records_of_an_evaluated_run(tmp_path, capsys):
     kept = {n: v for n, v in evaluated["config"].items() if n not in ("data_dir", "manual_dir")}
     assert taken == evaluated | {"config": kept}
     assert str(folder / "README.md") in capsys.readouterr().out
+
+
+def test_add_of_a_damaged_record_is_refused_and_leaves_no_half_of_a_row(tmp_path, capsys):
+    run_dir, folder = tmp_path / "runs" / "small_dense", tmp_path / "results"
+    for stage in ("compress", "train_snn", "evaluate"):
+        (run_dir / stage).mkdir(parents=True)
+        (run_dir / stage / "record.json").write_text(json.dumps(record(answers(3), answers(4))))
+    damaged = run_dir / "train_snn" / "record.json"
+    for text in ("[]", '{"config": 3}'):
+        damaged.write_text(text)
+        assert report.main([str(folder), "--add", str(run_dir)]) == 1
+        assert f"{damaged}: is not the record of a stage" in capsys.readouterr().err
+        assert not (folder / "small_dense").exists()
 
 
 @pytest.mark.parametrize("change", [{"density": 0.25}, {"seed": 1}])

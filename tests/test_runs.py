@@ -17,6 +17,7 @@ from snn_tf import cli, files, models, pruning, runs
 from snn_tf import config as configs
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
+from snn_tf.initialisation import initialise
 from snn_tf.layers import ReadOut
 from snn_tf.runs import StageFolder
 
@@ -267,7 +268,7 @@ def network():
     x = keras.layers.Conv2D(2, 3, padding="same", use_bias=False, name="conv")(x)
     x = keras.layers.Flatten()(keras.layers.ReLU(name="neuron")(x))
     ann = keras.Model(image, ReadOut()(keras.layers.Dense(3, use_bias=False, name="logits")(x)))
-    models.initialise(ann, 0)
+    initialise(ann, 0)
     snn = models.spiking(ann, Config(timesteps=3, bias_current=True, surrogate="arctan"))
     snn.get_layer("neuron").cell.v_th.assign(0.25)
     snn.get_layer("neuron").cell.leak.assign(0.75)

@@ -16,6 +16,7 @@ from snn_tf.config import Config
 from snn_tf.errors import Interrupted, UserError
 from snn_tf.files import write_json
 from snn_tf.graph import Graph, inner, is_neuron, is_synapse
+from snn_tf.initialisation import initialise
 from snn_tf.interruption import handled
 from snn_tf.layers import LEAST
 from snn_tf.objectives import AttentionGuided, CrossEntropy
@@ -59,7 +60,7 @@ DATA = some_data()
 
 def network(config: Config, seed: int = 1) -> keras.Model:
     model = models.build(config, "relu", DATA.spec)
-    models.initialise(model, seed)
+    initialise(model, seed)
     return model
 
 
@@ -82,7 +83,7 @@ def spiking(config: Config) -> keras.Model:
 
 def student(config: Config) -> pruners.Pruner:
     pruner = pruners.make_pruner(models.build(config, "relu", DATA.spec), config, STEPS_PER_EPOCH)
-    models.initialise(pruner.model, 2, pruner.start(2))
+    initialise(pruner.model, 2, pruner.start(2))
     pruning.project(pruner.model)
     return pruner
 
