@@ -4,6 +4,7 @@ What training step k sees is a function of (seed, k) alone, so a run that resume
 it had never stopped.
 """
 
+import numpy as np
 import tensorflow as tf
 
 from snn_tf.errors import UserError
@@ -26,20 +27,28 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def training_batches(
-    split: Split, spec: DataSpec, batch_size: int, seed: int, start_step: int, stop_step: int
+    split: Split,
+    spec: DataSpec,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    cutout: int = 0,
 ) -> tf.data.Dataset:
     """What training steps `start_step` to `stop_step - 1` see, one element a step.
 
     An epoch is a permutation of the split, keyed by (seed, epoch); no batch straddles two. Each
-    image has its own crop and flip, keyed by (seed, step). Step k is thus the same wherever one
-    starts.
+    image has its own crop, flip and cutout, keyed by (seed, step). Step k is thus the same wherever
+    one starts.
 
     Args:
       split: the training split.
-      spec: its spec, of which `augment` is used.
+      spec: its spec, of which `augment` is used, and `mean` where something is cut out.
       batch_size: B.
       seed: key of order and augmentation, at least 0.
       start_step, stop_step: half-open range of steps, from 0.
+      cutout: side of the square that is blanked in each image, in pixels; 0 for none. Its centre is
+        anywhere in the image, so part of it may be outside (DeVries & Taylor 2017).
 
     Returns:
       A data set of images uint8 [B, H, W, C] and labels int32 [B].
@@ -49,7 +58,7 @@ def training_batches(
     """
     per_epoch = steps_per_epoch(split, batch_size)
     with tf.device("CPU"):
-        order_key, crop_key, flip_key = tf.unstack(tf.random.split((seed, 0), 3))
+        order_key, crop_key, flip_key, cutout_key = tf.unstack(tf.random.split((seed, 0), 4))
 
     def indices_of(epoch: tf.Tensor) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(
@@ -61,15 +70,19 @@ def training_batches(
 
     def augmented(step: tf.Tensor, examples: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         images, labels = examples
-        flip = tf.random.fold_in(flip_key, step) if spec.augment == "crop_flip" else None
-        return _cropped(images, tf.random.fold_in(crop_key, step), flip), labels
+        if spec.augment != "none":
+            flip = tf.random.fold_in(flip_key, step) if spec.augment == "crop_flip" else None
+            images = _cropped(images, tf.random.fold_in(crop_key, step), flip)
+        if cutout:
+            images = _cut_out(images, tf.random.fold_in(cutout_key, step), cutout, spec.mean)
+        return images, labels
 
     first, last = start_step // per_epoch, -(-stop_step // per_epoch)
     indices = (
         tf.data.Dataset.range(first, last).flat_map(indices_of).skip(start_step - first * per_epoch)
     )
     batches = _examples_at(indices.take(stop_step - start_step), split)
-    if spec.augment != "none":
+    if spec.augment != "none" or cutout:
         steps = tf.data.Dataset.range(start_step, stop_step)
         batches = tf.data.Dataset.zip(steps, batches).map(
             augmented, tf.data.AUTOTUNE, deterministic=True
@@ -115,3 +128,14 @@ def _cropped(images: tf.Tensor, crop_key: tf.Tensor, flip_key: tf.Tensor | None)
     padded = tf.pad(images, ((0, 0), sides, sides, (0, 0)))
     padded = tf.gather(padded, offsets[:, :1] + rows, axis=1, batch_dims=1)
     return tf.gather(padded, offsets[:, 1:] + columns, axis=2, batch_dims=1)
+
+
+def _cut_out(images: tf.Tensor, key: tf.Tensor, side: int, mean: tuple[float, ...]) -> tf.Tensor:
+    """Each image with a square of its own, centred anywhere in it, in the mean colour."""
+    batch, height, width, _ = images.shape
+    centre = tf.random.stateless_uniform((batch, 1), key, 0, height * width, tf.int32)
+    rows = tf.range(height) - centre // width + side // 2
+    columns = tf.range(width) - centre % width + side // 2
+    in_rows, in_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    inside = in_rows[:, :, tf.newaxis] & in_columns[:, tf.newaxis]
+    return tf.where(inside[..., tf.newaxis], tf.constant(np.rint(mean), tf.uint8), images)

@@ -62,6 +62,11 @@ class Config:
     augment: str = setting(
         "auto", "Random crop after padding by 4, random flip; auto knows what suits the data set.",
         "Data", _TRAINING, choices=("auto", "none", "crop", "crop_flip"))
+    ann_cutout: int = setting(
+        0, "Side of a square at a random place of each image, blanked in both ANN stages; 0: none.",
+        "Data", _ANN, "pixels", low=0, high=4096)
+    snn_cutout: int = setting(
+        0, "The same in the SNN stage.", "Data", (TRAIN_SNN,), "pixels", low=0, high=4096)
     batch_size: int = setting(128, "Images in a step.", "Data", _TRAINING, "images", low=1)
     cache_gib: float = setting(
         4.0, "Larger folder: data sets are decoded while training, not kept in memory.", "Data", (),

@@ -61,7 +61,8 @@ def load(config: Config) -> Data:
 
     Raises:
       UserError: it cannot be found, downloaded or read, or is not an image classification.
-      UsageError: `--image_size` together with a data set whose images have a size.
+      UsageError: `--image_size` together with a data set whose images have a size, or a cutout as large
+        as an image.
     """
     from_folder = config.dataset.startswith(image_folder.PREFIX)
     if config.image_size and not from_folder:
@@ -83,8 +84,17 @@ def load(config: Config) -> Data:
         splits = image_folder.decode(splits, config.cache_gib)
     mean, std = _statistics(splits["train"].chunks())
     shape = splits["train"].image_shape
+    _check_cutouts(config, min(shape[:2]))
     augment = _augment(config.dataset) if config.augment == "auto" else config.augment
     return Data(DataSpec(config.dataset, shape, num_classes, augment, mean, std), **splits)
+
+
+def _check_cutouts(config: Config, side: int) -> None:
+    for flag in ("ann_cutout", "snn_cutout"):
+        if getattr(config, flag) >= side:
+            raise UsageError(
+                f"--{flag}={getattr(config, flag)}: must be less than the images' shorter side, {side}"
+            )
 
 
 def _check_labels(name: str, splits: dict[str, Split], num_classes: int) -> None:

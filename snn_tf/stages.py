@@ -81,7 +81,11 @@ def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
         pruners.make_pruner(model, config, data.steps_per_epoch(source.train, config.batch_size))
     initialise(model, config.stage_seed(folder.stage))
     recipe = Recipe(
-        config.ann_optimizer, config.ann_learning_rate, config.ann_weight_decay, config.ann_epochs
+        config.ann_optimizer,
+        config.ann_learning_rate,
+        config.ann_weight_decay,
+        config.ann_epochs,
+        config.ann_cutout,
     )
     trainer = training.Trainer(config, recipe, model, CrossEntropy(model, config), source, folder)
     result = trainer.run()
@@ -106,7 +110,11 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
         _take_weights(teacher, pruner.model, config)
     pruning.project(pruner.model)
     recipe = Recipe(
-        config.ann_optimizer, config.ann_learning_rate, config.ann_weight_decay, config.compress_epochs
+        config.ann_optimizer,
+        config.ann_learning_rate,
+        config.ann_weight_decay,
+        config.compress_epochs,
+        config.ann_cutout,
     )
     objective = AttentionGuided(pruner, teacher, config)
     trainer = training.Trainer(config, recipe, pruner.model, objective, source, folder, pruner)
@@ -150,7 +158,11 @@ def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     teacher = model_of(config, configs.COMPRESS) if config.snn_distill else None
     before = pruning.masks(model)
     recipe = Recipe(
-        config.snn_optimizer, config.snn_learning_rate, config.snn_weight_decay, config.snn_epochs
+        config.snn_optimizer,
+        config.snn_learning_rate,
+        config.snn_weight_decay,
+        config.snn_epochs,
+        config.snn_cutout,
     )
     objective = SpikeTraining(model, teacher, config)
     trainer = training.Trainer(config, recipe, model, objective, source, folder)

@@ -64,6 +64,7 @@ class Trainer:
         self.seed = config.stage_seed(folder.stage)
         self.steps_per_epoch = data.steps_per_epoch(source.train, config.batch_size)
         self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.cutout = recipe.cutout
         self.update = Update(config, recipe, model, objective, self.steps_per_epoch, self.seed, pruner)
         self.profiling = False
         self.counted = time.perf_counter()
@@ -125,10 +126,15 @@ class Trainer:
 
     def _batches(self, first: int) -> Iterator[Batch]:
         """What the steps after `first` see."""
-        config, source = self.config, self.source
         return iter(
             data.training_batches(
-                source.train, source.spec, config.batch_size, self.seed, first, self.total_steps
+                self.source.train,
+                self.source.spec,
+                self.config.batch_size,
+                self.seed,
+                first,
+                self.total_steps,
+                self.cutout,
             )
         )
 

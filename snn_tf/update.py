@@ -22,19 +22,21 @@ Batch = tuple[tf.Tensor, tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a stage's optimizer works.
+    """How a stage trains.
 
     Attributes:
       optimizer: "sgd" or "adam".
       learning_rate: its peak.
       weight_decay: L2 coefficient added to the gradient of synapse weights.
       epochs: length of the stage.
+      cutout: side of the square that is blanked in each image, in pixels; 0 for none.
     """
 
     optimizer: str
     learning_rate: float
     weight_decay: float
     epochs: int
+    cutout: int = 0
 
 
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):

@@ -1,5 +1,6 @@
 """Data sets and batches: what is in them, in which order, and what is said when they are not there."""
 
+import dataclasses
 import functools
 import io
 import os
@@ -48,8 +49,9 @@ def spec_of(split: data.Split, augment: str) -> data.DataSpec:
     return data.DataSpec("numbered", split.image_shape, len(split), augment, zeros, ones)
 
 
-def drawn(split, augment="none", batch_size=4, seed=3, start=0, stop=10):
-    batches = data.training_batches(split, spec_of(split, augment), batch_size, seed, start, stop)
+def drawn(split, augment="none", batch_size=4, seed=3, start=0, stop=10, cutout=0):
+    spec = spec_of(split, augment)
+    batches = data.training_batches(split, spec, batch_size, seed, start, stop, cutout)
     return [(images.numpy(), labels.numpy()) for images, labels in batches]
 
 
@@ -168,16 +170,16 @@ def test_training_epoch_holds_no_example_twice_and_images_keep_their_labels():
 
 
 @functools.cache
-def whole_run(augment: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    return drawn(numbered(11), augment)
+def whole_run(augment: str, cutout: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    return drawn(numbered(11), augment, cutout=cutout)
 
 
-@pytest.mark.parametrize("augment", ["none", "crop", "crop_flip"])
+@pytest.mark.parametrize("augment, cutout", [("none", 0), ("none", 3), ("crop", 0), ("crop_flip", 3)])
 @pytest.mark.parametrize("start, stop", [(1, 2), (2, 7), (5, 10), (4, 4)])
-def test_training_batches_started_late_are_those_of_the_whole_run(augment, start, stop):
-    part = drawn(numbered(11), augment, start=start, stop=stop)
+def test_training_batches_started_late_are_those_of_the_whole_run(augment, cutout, start, stop):
+    part = drawn(numbered(11), augment, start=start, stop=stop, cutout=cutout)
     assert len(part) == stop - start
-    for expected, got in zip(whole_run(augment)[start:stop], part, strict=True):
+    for expected, got in zip(whole_run(augment, cutout)[start:stop], part, strict=True):
         np.testing.assert_array_equal(got[1], expected[1])
         np.testing.assert_array_equal(got[0], expected[0])
 
@@ -198,6 +200,42 @@ def windows(image: np.ndarray, mirrored: bool) -> dict[bytes, tuple[int, int, bo
         if mirrored:
             found[window[:, ::-1].tobytes()] = (row, column, True)
     return found
+
+
+def square(around: tuple[int, int], side: int, size: int) -> np.ndarray:
+    """Where the part of a square that is inside a size x size image lies, bool [size, size]."""
+    inside = np.zeros((size, size), bool)
+    top, left = (centre - side // 2 for centre in around)
+    inside[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = True
+    return inside
+
+
+@pytest.mark.parametrize("side", [1, 4, 5])
+def test_cutout_blanks_a_square_of_each_image_centred_anywhere_in_it(side):
+    split = numbered(32, size=6, channels=3)
+    spec = dataclasses.replace(spec_of(split, "none"), mean=(0.4, 0.6, 0.0))  # noise has no 0 and no 1
+    centres = {square(at, side, 6).tobytes(): at for at in np.ndindex(6, 6)}
+    found = []
+    for images, labels in data.training_batches(split, spec, 32, 3, 0, 32, side):
+        blank = (images.numpy() == (0, 1, 0)).all(-1)
+        np.testing.assert_array_equal(images[~blank], split.images[labels][~blank])
+        found += [centres[image.tobytes()] for image in blank]
+    assert set(found) == set(centres.values())
+
+
+def test_cutout_leaves_crop_and_flip_as_they_are():
+    split = numbered(16)
+    for (with_cutout, _), (without, _) in zip(
+        drawn(split, "crop_flip", cutout=3), drawn(split, "crop_flip"), strict=True
+    ):
+        changed = with_cutout != without
+        assert 0 < changed.sum() <= 4 * 9 and not with_cutout[changed].any()
+
+
+@pytest.mark.parametrize("flag", ["ann_cutout", "snn_cutout"])
+def test_cutout_as_large_as_an_image_is_refused(flag):
+    assert refusal(dataset="digits", **{flag: 8}).startswith(f"--{flag}=8: must be less than")
+    assert data.load(Config(dataset="digits", **{flag: 7})).spec.image_shape == (8, 8, 1)
 
 
 @pytest.mark.parametrize("augment", ["crop", "crop_flip"])
