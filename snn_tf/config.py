@@ -147,10 +147,9 @@ class Config:
         "weight_gradient: |W m|. fisher: |W| times the root of the mean squared gradient.",
         "Compression", (COMPRESS,), choices=SALIENCIES)
     macs_exponent: float = setting(
-        0.0, "Rankings over all layers divide the saliencies of a layer by its multiply-accumulates per "
-        "weight to this power: 0 asks what weights are worth, more spares multiply-accumulates (with "
-        "fisher, 0.5 ranks the loss per multiply-accumulate).", "Compression", (COMPRESS,),
-        low=0, high=1)
+        0.0, "Where layers compete for weights, the worth of each is divided by the layer's multiply-"
+        "accumulates per weight to this power: more than 0 spares multiply-accumulates (with fisher, "
+        "0.5 ranks the loss per multiply-accumulate).", "Compression", (COMPRESS,), low=0, high=1)
     dense_ends: bool = setting(
         False, "Keep the first and the last layer dense; their weights count in the density.",
         "Compression", (COMPRESS,))
@@ -297,12 +296,6 @@ def _check_together(config: Config) -> None:
             f"--drop_fraction_end={config.drop_fraction_end:g}: "
             f"must be at most --drop_fraction={config.drop_fraction:g}"
         )
-    within_layers = config.method == "attention" and config.saliency == "layer_magnitude"
-    if config.macs_exponent and (within_layers or config.method == "magnitude_uniform"):
-        raise UsageError(
-            f"--macs_exponent={config.macs_exponent:g}: must be 0 where every layer ranks its own "
-            "weights (--method=magnitude_uniform, or attention with --saliency=layer_magnitude)"
-        )
     if (config.lif, config.jit_compile) == ("native", "true"):
         raise UsageError("--jit_compile=true: must be false or auto with --lif=native")
     if config.snn_start and pathlib.Path(config.snn_start) == pathlib.Path(config.run_dir):
@@ -310,7 +303,13 @@ def _check_together(config: Config) -> None:
     if config.dense_ends and config.structure == "channel":
         raise UsageError("--dense_ends=True: must be False with --structure=channel")
     if config.method == "magnitude_uniform":
-        for flag, needed in (("structure", "irregular"), ("budget", "weights"), ("dense_ends", False)):
+        alone = {
+            "structure": "irregular",
+            "budget": "weights",
+            "dense_ends": False,
+            "macs_exponent": 0.0,
+        }
+        for flag, needed in alone.items():
             if getattr(config, flag) != needed:
                 raise UsageError(
                     f"--{flag}={getattr(config, flag)}: must be {needed} with --method=magnitude_uniform"

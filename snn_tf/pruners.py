@@ -150,10 +150,17 @@ class Pruner(tf.Module):
         by the diagonal of the empirical Fisher information (Theis et al. 2018). The last two stay the
         same if a layer's weights are scaled and a batch normalisation takes that back.
         """
+        return self._per_cost(self._worths())
+
+    def regrowth_scores(self) -> dict[str, np.ndarray]:
+        """m of every weight, as `--macs_exponent` says."""
+        return self._per_cost({name: score.numpy() for name, score in self.scores.items()})
+
+    def _per_cost(self, values: Masks) -> dict[str, np.ndarray]:
         exponent = self.config.macs_exponent
         return {
             name: value / output_positions(self.wrappers[name]) ** exponent
-            for name, value in self._worths().items()
+            for name, value in values.items()
         }
 
     def _worths(self) -> dict[str, np.ndarray]:
@@ -223,10 +230,9 @@ class IrregularPruner(Pruner):
         assign_masks(self.model, new)
 
     def _guided(self, budget: budgets.Budget, p: float) -> Masks:
-        scores = {name: score.numpy() for name, score in self.scores.items()}
         within_layers = self.config.saliency == "layer_magnitude"
-        values = self.kernels() if within_layers else self.saliencies()
         update = sparsity.update_masks if within_layers else sparsity.update_masks_globally
+        values, scores = self.saliencies(), self.regrowth_scores()
         new, _ = update(values, scores, masks(self.model), budget, p, self.output_layer)
         return new
 
@@ -290,7 +296,7 @@ class ChannelPruner(Pruner):
         norms, values = self._norms(self.saliencies())
         if self.config.method == "magnitude":
             return self._assign(channels.ranked_channels(values, budget))
-        _, scores = self._norms({name: score.numpy() for name, score in self.scores.items()})
+        _, scores = self._norms(self.regrowth_scores())
         p = self.drop_fraction(step)
         new, _ = channels.update_channels(norms, values, scores, self.channels(), budget, p)
         self._assign(new)

@@ -86,8 +86,6 @@ def without_contradictions(chosen: dict) -> Config:
         }
     elif chosen["structure"] == "channel":
         agreeing |= {"dense_ends": False}
-    if (chosen["method"], chosen["saliency"]) == ("attention", "layer_magnitude"):
-        agreeing |= {"macs_exponent": 0.0}
     if chosen["lif"] == "native" and chosen["jit_compile"] == "true":
         agreeing |= {"jit_compile": "auto"}
     if Path(chosen["snn_start"]) == Path(chosen["run_dir"]):
@@ -218,20 +216,13 @@ def test_config_drop_fraction_that_would_rise_is_refused():
     assert str(caught.value) == "--drop_fraction_end=0.2: must be at most --drop_fraction=0.1"
 
 
-@pytest.mark.parametrize("settings", [{"method": "attention"}, {"method": "magnitude_uniform"}])
-def test_config_exponent_without_a_ranking_over_all_layers_is_refused(settings):
-    with pytest.raises(UsageError, match=r"--macs_exponent=0\.5: must be 0 where every layer"):
-        Config(macs_exponent=0.5, **settings)
-    assert Config(macs_exponent=0.5, method="magnitude").macs_exponent == 0.5
-    assert Config(macs_exponent=0.5, saliency="fisher").macs_exponent == 0.5
-
-
 @pytest.mark.parametrize(
     ("flag", "value", "needed"),
     [
         ("structure", "channel", "irregular"),
         ("budget", "macs", "weights"),
         ("dense_ends", True, False),
+        ("macs_exponent", 0.5, 0.0),
     ],
 )
 def test_config_stock_pruning_with_what_it_cannot_do_is_refused(flag, value, needed):
