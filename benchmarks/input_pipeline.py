@@ -21,6 +21,7 @@ from snn_tf import data, runs, training
 from snn_tf.config import TRAIN_SNN, Config
 from snn_tf.objectives import CrossEntropy
 from snn_tf.runs import StageFolder
+from snn_tf.update import Recipe
 
 FLAGS = flags.FLAGS
 _EVALUATED = 64
@@ -64,7 +65,7 @@ def source(config: Config) -> data.Data:
 
 def trainer(config: Config, model: keras.Model, source: data.Data) -> TimedTrainer:
     """The loop of one epoch over `source`."""
-    recipe = dataclasses.replace(project.recipe(config, "snn"), epochs=1)
+    recipe = dataclasses.replace(Recipe.of(config, TRAIN_SNN), epochs=1)
     folder = StageFolder(pathlib.Path(config.run_dir), TRAIN_SNN)
     folder.open(config, upstream=())
     return TimedTrainer(config, recipe, model, CrossEntropy(model, config), source, folder)

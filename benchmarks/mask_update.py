@@ -11,7 +11,9 @@ from absl import flags
 import measure
 import project
 from snn_tf import runs
+from snn_tf.config import COMPRESS
 from snn_tf.objectives import AttentionGuided
+from snn_tf.update import Recipe
 
 FLAGS = flags.FLAGS
 
@@ -23,7 +25,7 @@ def program() -> None:
     teacher.trainable = False
     pruner = project.student(config)
     guided = AttentionGuided(pruner, teacher, config)
-    update = project.update(config, pruner.model, guided, pruner, project.recipe(config, "ann"))
+    update = project.update(config, pruner.model, guided, pruner, Recipe.of(config, COMPRESS))
     split = project.noise(config.batch_size)
     step = project.step(update, tf.constant(split.images), tf.constant(split.labels))
     calls = {"step": step, "update": lambda: pruner.update(pruner.interval, update.optimizer)}

@@ -115,12 +115,6 @@ def snn(config: Config) -> keras.Model:
     return use_implementation(model, config.lif)
 
 
-def recipe(config: Config, kind: str) -> Recipe:
-    """The optimizer of the "ann" stages or of the "snn" stage, as the settings say."""
-    names = [field.name for field in dataclasses.fields(Recipe)]
-    return Recipe(**{name: getattr(config, f"{kind}_{name}") for name in names})
-
-
 def examples(workload: Workload) -> tuple[tf.Tensor, tf.Tensor]:
     """The workload's images [B, H, W, C], float32, and labels [B], int32."""
     images, labels = workload.examples()

@@ -25,7 +25,8 @@ import peers
 import project
 import worker
 from snn_tf import costs, evaluation, runs
-from snn_tf.config import Config
+from snn_tf.config import TRAIN_SNN, Config
+from snn_tf.update import Recipe
 
 matplotlib.use("agg")
 FLAGS = flags.FLAGS
@@ -67,7 +68,7 @@ def calls(config: Config) -> tuple[float, dict[str, measure.Call]]:
     macs = costs.ann_costs(evaluation.synapses(model))["macs"] / 1e6
     split = project.noise(config.batch_size)
     images, labels = tf.constant(split.images), tf.constant(split.labels)
-    update = project.update(config, model, recipe=project.recipe(config, "snn"))
+    update = project.update(config, model, recipe=Recipe.of(config, TRAIN_SNN))
     predict = evaluation.predictor(model)
     return macs, {
         "training": project.step(update, images, labels),

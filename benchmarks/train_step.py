@@ -15,7 +15,7 @@ from measure import Call, Seconds
 from snn_tf import runs
 from snn_tf.config import Config
 from snn_tf.objectives import AttentionGuided
-from snn_tf.update import Update
+from snn_tf.update import Recipe, Update
 
 FLAGS = flags.FLAGS
 ANN, COMPRESS, SNN, WIDE_ANN = "train_ann", "compress", "train_snn", "ANN on T times the batch"
@@ -23,14 +23,14 @@ ANN, COMPRESS, SNN, WIDE_ANN = "train_ann", "compress", "train_snn", "ANN on T t
 
 def updates(config: Config) -> dict[str, Update]:
     """What `train.py` trains each stage's network with."""
-    ann, snn = (project.recipe(config, kind) for kind in ("ann", "snn"))
+    ann, compress, snn = (Recipe.of(config, stage) for stage in (ANN, COMPRESS, SNN))
     teacher = project.meta_model(config)
     teacher.trainable = False
     pruner = project.student(config)
     guided = AttentionGuided(pruner, teacher, config)
     return {
         ANN: project.update(config, project.meta_model(config), recipe=ann),
-        COMPRESS: project.update(config, pruner.model, guided, pruner, ann),
+        COMPRESS: project.update(config, pruner.model, guided, pruner, compress),
         SNN: project.update(config, project.snn(config), recipe=snn),
         WIDE_ANN: project.update(config, project.meta_model(config), recipe=snn),
     }

@@ -4,7 +4,6 @@ What training step k sees is a function of (seed, k) alone, so a run that resume
 it had never stopped.
 """
 
-import numpy as np
 import tensorflow as tf
 
 from snn_tf.errors import UserError
@@ -138,4 +137,4 @@ def _cut_out(images: tf.Tensor, key: tf.Tensor, side: int, mean: tuple[float, ..
     columns = tf.range(width) - centre % width + side // 2
     in_rows, in_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
     inside = in_rows[:, :, tf.newaxis] & in_columns[:, tf.newaxis]
-    return tf.where(inside[..., tf.newaxis], tf.constant(np.rint(mean), tf.uint8), images)
+    return tf.where(inside[..., tf.newaxis], tf.cast(tf.round(mean), tf.uint8), images)

@@ -191,14 +191,17 @@ class StageFolder:
                     line = f"{folder}: could not be moved aside: {first_line(error)}"
                     raise UserError(line) from error
 
-    def finish(self, config: Config, seconds: float, facts: Mapping[str, Any]) -> None:
-        """Writes the manifest and the record: the stage is done."""
+    def finish(self, config: Config, made_by: str, seconds: float, facts: Mapping[str, Any]) -> None:
+        """Writes the manifest and the record: the stage is done.
+
+        `made_by` is the `commit` at the process's start: the checkout may have moved on since.
+        """
         provenance = {
             "stage": self.stage,
             "config": dataclasses.asdict(config),
             "fingerprint": self.fingerprint(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
+            "commit": made_by,
             "versions": versions(),
             "device": device(),
             "seconds": round(seconds, 3),

@@ -78,8 +78,9 @@ def update_masks(
     inactive weight (nothing, if weights are counted).
 
     Args:
-      weights: kernels W.
-      scores: m, of the kernels' shapes: moving average of the loss's gradient by every weight.
+      weights: kernels W; or |W|, with a factor for each layer, which the cut through all layers heeds.
+      scores: m, of the kernels' shapes: moving average of the loss's gradient by every weight; its
+        factor for each layer weighs that layer's share.
       masks: the masks so far.
       budget: cost that may be active.
       p: share dropped, in [0, 1].

@@ -36,7 +36,7 @@ from snn_tf.initialisation import initialise
 from snn_tf.layers import use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
 from snn_tf.operations import Synapses
-from snn_tf.runs import StageFolder
+from snn_tf.runs import StageFolder, commit
 from snn_tf.update import Recipe
 from snn_tf.upstream import meta_model, model_of, stage_folder, taken_from, untrained_snn, upstream_of
 
@@ -51,6 +51,7 @@ def run(config: Config) -> None:
       UserError: data, files or a training are not as they must be.
       Interrupted: a signal came, and `snn_tf.interruption` handles them.
     """
+    made_by = commit()
     config = execution.resolve(config)
     source = functools.cache(lambda: data.load(config))
     for stage in config.stages():
@@ -67,7 +68,7 @@ def run(config: Config) -> None:
         with execution.released():
             facts = _STAGES[stage](config, source(), folder)
         seconds = facts.pop("seconds", time.perf_counter() - started)
-        folder.finish(config, seconds, facts)
+        folder.finish(config, made_by, seconds, facts)
         print(
             f"{stage}: validation accuracy {100 * facts['validation_accuracy']:.2f} % ({seconds:.0f} s)"
         )
@@ -80,13 +81,7 @@ def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     if configs.COMPRESS in config.stages() and config.method != "dense":
         pruners.make_pruner(model, config, data.steps_per_epoch(source.train, config.batch_size))
     initialise(model, config.stage_seed(folder.stage))
-    recipe = Recipe(
-        config.ann_optimizer,
-        config.ann_learning_rate,
-        config.ann_weight_decay,
-        config.ann_epochs,
-        config.ann_cutout,
-    )
+    recipe = Recipe.of(config, folder.stage)
     trainer = training.Trainer(config, recipe, model, CrossEntropy(model, config), source, folder)
     result = trainer.run()
     folder.save_model(model)
@@ -109,13 +104,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     if config.student_start == "meta_model":
         _take_weights(teacher, pruner.model, config)
     pruning.project(pruner.model)
-    recipe = Recipe(
-        config.ann_optimizer,
-        config.ann_learning_rate,
-        config.ann_weight_decay,
-        config.compress_epochs,
-        config.ann_cutout,
-    )
+    recipe = Recipe.of(config, folder.stage)
     objective = AttentionGuided(pruner, teacher, config)
     trainer = training.Trainer(config, recipe, pruner.model, objective, source, folder, pruner)
     result = trainer.run()
@@ -157,13 +146,7 @@ def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     model = untrained_snn(config, source.spec)
     teacher = model_of(config, configs.COMPRESS) if config.snn_distill else None
     before = pruning.masks(model)
-    recipe = Recipe(
-        config.snn_optimizer,
-        config.snn_learning_rate,
-        config.snn_weight_decay,
-        config.snn_epochs,
-        config.snn_cutout,
-    )
+    recipe = Recipe.of(config, folder.stage)
     objective = SpikeTraining(model, teacher, config)
     trainer = training.Trainer(config, recipe, model, objective, source, folder)
     result = trainer.run()

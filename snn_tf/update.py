@@ -9,7 +9,7 @@ import dataclasses
 import tensorflow as tf
 import tf_keras as keras
 
-from snn_tf.config import Config
+from snn_tf.config import COMPRESS, TRAIN_SNN, Config
 from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
 from snn_tf.layers import LIF, dropout_seed
 from snn_tf.objectives import Objective
@@ -37,6 +37,25 @@ class Recipe:
     weight_decay: float
     epochs: int
     cutout: int = 0
+
+    @classmethod
+    def of(cls, config: Config, stage: str) -> "Recipe":
+        """How the settings train a stage: train_ann, compress or train_snn."""
+        if stage == TRAIN_SNN:
+            return cls(
+                config.snn_optimizer,
+                config.snn_learning_rate,
+                config.snn_weight_decay,
+                config.snn_epochs,
+                config.snn_cutout,
+            )
+        return cls(
+            config.ann_optimizer,
+            config.ann_learning_rate,
+            config.ann_weight_decay,
+            config.compress_epochs if stage == COMPRESS else config.ann_epochs,
+            config.ann_cutout,
+        )
 
 
 class LearningRate(keras.optimizers.schedules.LearningRateSchedule):

@@ -166,7 +166,7 @@ class RunFolder:
         self.stages = [StageFolder(folder / "run", stage) for stage in STAGES[:2]]
         for number, stage in enumerate(self.stages):
             stage.open(self.config, self.stages[:number][::-1])
-            stage.finish(self.config, 1.0, record)
+            stage.finish(self.config, "abc", 1.0, record)
         self.files = sorted((folder / "run").glob("*/*.json"))
         self.whole = {path: path.read_bytes() for path in self.files}
 

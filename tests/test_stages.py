@@ -15,7 +15,7 @@ from small_networks import kernels, spec_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from snn_tf import config as configs
-from snn_tf import data, models, pruners, pruning, stages, training
+from snn_tf import data, models, pruners, pruning, runs, stages, training
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.graph import is_norm
@@ -51,6 +51,33 @@ def refusal(kind: type[UserError], config: Config) -> str:
         stages.run(config)
     assert type(caught.value) is kind and "\n" not in str(caught.value)
     return str(caught.value)
+
+
+# --- what every stage has
+
+
+def test_every_training_stage_blanks_as_much_of_an_image_as_its_own_setting_says(tmp_path, monkeypatch):
+    blanked, training_batches = {}, data.training_batches
+
+    def watched(split, spec, batch_size, seed, start_step, stop_step, cutout=0):
+        blanked[seed] = cutout
+        return training_batches(split, spec, batch_size, seed, start_step, stop_step, cutout)
+
+    monkeypatch.setattr(data, "training_batches", watched)
+    config = config_of(tmp_path, *configs.STAGES[:4], ann_cutout=2, snn_cutout=3)
+    stages.run(config)
+    expected = {configs.TRAIN_ANN: 2, configs.COMPRESS: 2, configs.CONVERT: 0, configs.TRAIN_SNN: 3}
+    assert blanked == {config.stage_seed(stage): cutout for stage, cutout in expected.items()}
+
+
+def test_every_record_of_a_process_has_the_commit_of_its_start(tmp_path, monkeypatch):
+    """The checkout may move on while a training runs."""
+    commits = iter(["loaded", "pulled later", "pulled last"])
+    monkeypatch.setattr(stages, "commit", lambda: next(commits))
+    monkeypatch.setattr(runs, "commit", lambda: next(commits))
+    stages.run(config_of(tmp_path, configs.TRAIN_ANN, configs.COMPRESS, method="dense"))
+    for stage in (configs.TRAIN_ANN, configs.COMPRESS):
+        assert record(tmp_path, stage)["commit"] == "loaded"
 
 
 # --- methods, budgets, networks

@@ -159,7 +159,18 @@ def assert_same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray]
     assert [name for name in first if not np.array_equal(first[name], second[name])] == []
 
 
-# --- learning rate
+# --- recipe and learning rate
+
+
+def test_recipe_of_a_stage_has_that_stages_settings():
+    config = Config(
+        **{"ann_optimizer": "adam", "ann_learning_rate": 0.25, "ann_weight_decay": 0.5, "ann_cutout": 1},
+        **{"snn_optimizer": "sgd", "snn_learning_rate": 0.75, "snn_weight_decay": 1.0, "snn_cutout": 2},
+        **{"ann_epochs": 3, "compress_epochs": 4, "snn_epochs": 5},
+    )
+    assert Recipe.of(config, "train_ann") == Recipe("adam", 0.25, 0.5, 3, 1)
+    assert Recipe.of(config, "compress") == Recipe("adam", 0.25, 0.5, 4, 1)
+    assert Recipe.of(config, "train_snn") == Recipe("sgd", 0.75, 1.0, 5, 2)
 
 
 def rates(total: int, **settings) -> np.ndarray:
