@@ -9,6 +9,10 @@ layer of neurons become its bias current Σ b / s_in.
 
 v_th is a percentile of the whole input current of a layer's neurons, layer by layer from the first,
 with the layers before it already spiking (DIET-SNN, Rathi & Roy 2020).
+
+A layer of neurons fires the same spikes when its weights, bias current and v_th are all multiplied by one
+c > 0. An optimizer such as Adam moves every weight by about the learning rate, whatever its size, and folded
+weights of different layers differ in size by more than tenfold. So c can make them alike (`--weight_rms`).
 """
 
 import dataclasses
@@ -58,7 +62,28 @@ def convert(ann: keras.Model, config: Config, batches: Sequence[np.ndarray]) -> 
     models.copy_weights(calibration.snn, snn)
     for layer in Graph.of(snn).select(is_neuron).values():
         layer.cell.v_th.assign(config.v_th_scale * layer.cell.v_th)
+    if config.weight_rms:
+        _equalise(Graph.of(snn), config.weight_rms)
     return Converted(snn, scales)
+
+
+def _equalise(snn: Graph, rms: float) -> None:
+    """Brings the weights before each layer of neurons to about `rms`, and leaves all spikes as they are.
+
+    The factors are powers of two, so that no rounding changes. Layers that spikes reach without weights,
+    and those without a weight other than 0, stay as they are.
+    """
+    for name, layer in snn.select(is_neuron).items():
+        drivers = models.drivers(snn, name)
+        if not all(map(is_synapse, drivers)):
+            continue
+        kept = np.concatenate([driver.kernel.numpy()[driver.kernel.numpy() != 0] for driver in drivers])
+        if not kept.size:
+            continue
+        factor = 2.0 ** np.round(np.log2(rms / np.sqrt(np.mean(np.square(kept)))))
+        biases = [layer.bias_current] if layer.use_bias else []
+        for variable in (*(driver.kernel for driver in drivers), *biases, layer.cell.v_th):
+            variable.assign(variable * factor)
 
 
 class _Calibration:

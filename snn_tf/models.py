@@ -273,8 +273,13 @@ def respiking(snn: keras.Model, config: Config) -> keras.Model:
 
 def driving_synapses(graph: Graph, neuron: str) -> list[Layer]:
     """The synapse layers whose outputs add up to the current of a layer of neurons."""
+    return [layer for layer in drivers(graph, neuron) if is_synapse(layer)]
+
+
+def drivers(graph: Graph, neuron: str) -> list[Layer]:
+    """What adds up to the current of a layer of neurons: synapse layers, and sources through identities."""
     met = graph.nearest(neuron, lambda layer: is_synapse(layer) or is_source(layer))
-    return [inner(graph.layers[name]) for name in met if is_synapse(graph.layers[name])]
+    return [inner(graph.layers[name]) for name in met]
 
 
 def _driven_by_image(graph: Graph, name: str) -> bool:

@@ -322,6 +322,62 @@ def test_bias_current_starts_at_zero_and_changes_no_threshold():
     assert with_bias.scales == pytest.approx(without.scales, rel=1e-6)
 
 
+# --- sizes of weights
+
+
+def rms_before(model, *synapses):
+    kept = np.concatenate([model.get_layer(name).kernel.numpy().ravel() for name in synapses])
+    return float(np.sqrt(np.mean(kept[kept != 0] ** 2)))
+
+
+def biased_chain():
+    model = chain()
+    biased = keras.models.clone_model(
+        model,
+        clone_function=lambda layer: type(layer).from_config(
+            layer.get_config() | ({"use_bias": True} if layer.name in ("conv1", "conv2") else {})
+        ),
+    )
+    initialise(biased, 0)
+    scramble(biased, 4)
+    return biased
+
+
+@pytest.mark.parametrize("build", [chain, biased_chain, residual])
+def test_weights_brought_to_one_size_fire_the_same_spikes(build):
+    ann, batch = build(), images(8)
+    if build is not biased_chain:
+        ann = thinned(ann)
+    before, after = (
+        conversion.convert(ann, dataclasses.replace(EXACT, timesteps=6, weight_rms=rms), [batch])
+        for rms in (0.0, 0.02)
+    )
+    assert after.scales == before.scales
+    one, other = traced(before.model, batch), traced(after.model, batch)
+    assert all(np.array_equal(one[name], other[name]) for name in one) and one["logits"].any()
+    assert any(0 < train.mean() < 1 for train in one.values())
+    synapses = {"half1": ["half1"], "half2": ["half2", "shortcut"], "same1": ["same1"]}
+    if build is not residual:
+        synapses = {"conv1": ["conv1"], "conv2": ["conv2"], "dense3": ["dense3"]}
+    for neuron, names in synapses.items():
+        ratios = rms_before(before.model, *names) / 0.02, rms_before(after.model, *names) / 0.02
+        assert ratios[0] > 1.6 and 0.7 < ratios[1] < 1.42, neuron
+
+
+def test_weights_beside_an_identity_and_of_the_output_keep_their_size():
+    ann = residual()
+    one, other = (
+        conversion.convert(ann, dataclasses.replace(EXACT, timesteps=2, weight_rms=rms), [images(3)])
+        for rms in (0.0, 0.02)
+    )
+    for name in ("same2", "logits"):
+        np.testing.assert_array_equal(
+            one.model.get_layer(name).kernel, other.model.get_layer(name).kernel
+        )
+    same = [model.get_layer("same2_neuron").cell.v_th.numpy() for model in (one.model, other.model)]
+    assert same[0] == same[1]
+
+
 # --- what cannot be converted
 
 
