@@ -11,6 +11,9 @@ from snn_tf.config import COMPRESS, TRAIN_ANN, TRAIN_SNN
 STILL = 0.95
 """A loss that never falls below this share of its first value has not moved."""
 
+LEARNT = 0.5
+"""Where this share of a batch was right, training began from a network that had learnt, and may rest."""
+
 _LOSS_REMEDIES = {
     TRAIN_ANN: "raise --ann_learning_rate, or set --batch_norm or --warmup_epochs",
     COMPRESS: "raise --ann_learning_rate or --density, or set --batch_norm or --density_schedule=cubic",
@@ -67,18 +70,21 @@ class Watch:
     def __init__(self, stage: str):
         self.stage = stage
         self.losses: list[float] = []
+        self.best_accuracy = 0.0
         self.epochs = 0
         self.said: set[str] = set()
 
-    def saw(self, loss: float) -> None:
-        """Takes the training loss of a step."""
+    def saw(self, loss: float, accuracy: float) -> None:
+        """Takes the loss and the accuracy, in [0, 1], of a training step."""
         self.losses.append(loss)
+        self.best_accuracy = max(self.best_accuracy, accuracy)
 
     def end_epoch(self, rates: Mapping[str, float]) -> list[str]:
         """The warnings that are new after an epoch; rates are those of the validation images."""
         self.epochs += 1
         warnings = [*firing(rates).values()]
-        if self.epochs >= 2 and min(self.losses) > STILL * self.losses[0]:
+        still = min(self.losses) > STILL * self.losses[0] and self.best_accuracy < LEARNT
+        if self.epochs >= 2 and still:
             # Figures would make it another sentence after every epoch.
             warnings.append(f"the loss does not move; {_LOSS_REMEDIES[self.stage]}")
         return [f"{self.stage}: warning: {warning}" for warning in self._new(warnings)]

@@ -215,7 +215,7 @@ class Trainer:
             self.profiling = False
 
     def _log(self, step: int, values: Values, progress: tqdm) -> None:
-        self.watch.saw(values["loss"])
+        self.watch.saw(values["loss"], values["accuracy"])
         progress.set_postfix(
             loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}", refresh=False
         )

@@ -15,9 +15,9 @@ def test_layers_that_never_or_always_fire_are_named_with_what_to_turn():
     }
 
 
-def ended(watch, losses, rates=None):
+def ended(watch, losses, rates=None, accuracy=0.1):
     for loss in losses:
-        watch.saw(loss)
+        watch.saw(loss, accuracy)
     return watch.end_epoch(rates or {})
 
 
@@ -37,6 +37,13 @@ def test_loss_that_fell_once_is_not_complained_of():
     watch = health.Watch(TRAIN_SNN)
     assert ended(watch, [2.0, 1.89]) == []
     assert ended(watch, [2.1]) == [] and ended(watch, [2.2]) == []
+
+
+@pytest.mark.parametrize(("accuracy", "warnings"), [(0.49, 1), (0.5, 0)])
+def test_network_that_had_learnt_before_may_rest(accuracy, warnings):
+    watch = health.Watch(COMPRESS)
+    assert ended(watch, [0.3, 0.31], accuracy=accuracy) == []
+    assert len(ended(watch, [0.9, 0.7])) == warnings
 
 
 def test_layer_is_complained_of_once_until_it_changes_its_habit():
