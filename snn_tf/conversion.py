@@ -10,9 +10,9 @@ layer of neurons become its bias current Σ b / s_in.
 v_th is a percentile of the whole input current of a layer's neurons, layer by layer from the first,
 with the layers before it already spiking (DIET-SNN, Rathi & Roy 2020).
 
-A layer of neurons fires the same spikes when its weights, bias current and v_th are all multiplied by one
-c > 0. An optimizer such as Adam moves every weight by about the learning rate, whatever its size, and folded
-weights of different layers differ in size by more than tenfold. So c can make them alike (`--weight_rms`).
+A layer of neurons fires the same spikes when its weights, bias current and v_th are all multiplied by
+one c > 0. An optimizer such as Adam moves every weight by about the learning rate, whatever its size,
+and folded weights differ in size from layer to layer. So c can make them alike (`--weight_rms`).
 """
 
 import dataclasses

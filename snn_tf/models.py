@@ -277,7 +277,7 @@ def driving_synapses(graph: Graph, neuron: str) -> list[Layer]:
 
 
 def drivers(graph: Graph, neuron: str) -> list[Layer]:
-    """What adds up to the current of a layer of neurons: synapse layers, and sources through identities."""
+    """What adds up to the current of a layer of neurons: synapse layers, sources through identities."""
     met = graph.nearest(neuron, lambda layer: is_synapse(layer) or is_source(layer))
     return [inner(graph.layers[name]) for name in met]
 
