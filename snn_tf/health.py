@@ -83,7 +83,7 @@ class Watch:
         """The warnings that are new after an epoch; rates are those of the validation images."""
         self.epochs += 1
         warnings = [*firing(rates).values()]
-        untaught = self.epochs >= 2 and self.best_accuracy < LEARNT
+        untaught = self.losses and self.epochs >= 2 and self.best_accuracy < LEARNT
         if untaught and min(self.losses) > STILL * self.losses[0]:
             # Figures would make it another sentence after every epoch.
             warnings.append(f"the loss does not move; {_LOSS_REMEDIES[self.stage]}")
