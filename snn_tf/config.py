@@ -193,8 +193,9 @@ class Config:
         low=0, low_open=True)
     weight_rms: float = setting(
         0.0, "Root mean square of the kept weights before each layer of neurons, about which weights, "
-        "bias current and v_th are scaled together, by a power of two: spikes stay the same, and one "
-        "--snn_learning_rate suits all layers. 0: as converted.", "Conversion", (CONVERT,), low=0)
+        "bias current and v_th are scaled together, by a power of two: spikes stay the same, and steps "
+        "of adam are a like share of all layers' weights. 0: as converted.", "Conversion", (CONVERT,),
+        low=0)
     bias_current: bool = setting(
         False, "Give spiking neurons a trained bias current per channel, from 0. Those that follow a "
         "batch normalisation have one in any case, from what it folds into.", "Conversion", (CONVERT,))

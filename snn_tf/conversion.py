@@ -77,12 +77,14 @@ def _equalise(snn: Graph, rms: float) -> None:
         drivers = models.drivers(snn, name)
         if not all(map(is_synapse, drivers)):
             continue
-        kept = np.concatenate([driver.kernel.numpy()[driver.kernel.numpy() != 0] for driver in drivers])
+        kernels = [driver.kernel for driver in drivers]
+        values = np.concatenate([kernel.numpy().ravel() for kernel in kernels])
+        kept = values[values != 0]
         if not kept.size:
             continue
         factor = 2.0 ** np.round(np.log2(rms / np.sqrt(np.mean(np.square(kept)))))
         biases = [layer.bias_current] if layer.use_bias else []
-        for variable in (*(driver.kernel for driver in drivers), *biases, layer.cell.v_th):
+        for variable in (*kernels, *biases, layer.cell.v_th):
             variable.assign(variable * factor)
 
 

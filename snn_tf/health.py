@@ -4,15 +4,13 @@ Layers that never or always fire, spikes that end before the output, parameters 
 loss at rest.
 """
 
+import statistics
 from collections.abc import Mapping
 
 from snn_tf.config import COMPRESS, TRAIN_ANN, TRAIN_SNN
 
 STILL = 0.95
 """A loss that never falls below this share of its first value has not moved."""
-
-LEARNT = 0.5
-"""Where this share of a batch was right, training began from a network that had learnt, and may rest."""
 
 _LOSS_REMEDIES = {
     TRAIN_ANN: "raise --ann_learning_rate, or set --batch_norm or --warmup_epochs",
@@ -65,26 +63,30 @@ def at_bounds(parameters: Mapping[str, Mapping[str, float]], least: float) -> li
 
 
 class Watch:
-    """Follows a stage's training, and says each thing once."""
+    """Follows a stage's training, and says each thing once.
 
-    def __init__(self, stage: str):
-        self.stage = stage
+    Args:
+      stage: its name.
+      classes: number of classes of the data.
+    """
+
+    def __init__(self, stage: str, classes: int):
+        self.stage, self.classes = stage, classes
         self.losses: list[float] = []
-        self.best_accuracy = 0.0
+        self.accuracies: list[float] = []
         self.epochs = 0
         self.said: set[str] = set()
 
     def saw(self, loss: float, accuracy: float) -> None:
         """Takes the loss and the accuracy, in [0, 1], of a training step."""
         self.losses.append(loss)
-        self.best_accuracy = max(self.best_accuracy, accuracy)
+        self.accuracies.append(accuracy)
 
     def end_epoch(self, rates: Mapping[str, float]) -> list[str]:
         """The warnings that are new after an epoch; rates are those of the validation images."""
         self.epochs += 1
         warnings = [*firing(rates).values()]
-        untaught = self.losses and self.epochs >= 2 and self.best_accuracy < LEARNT
-        if untaught and min(self.losses) > STILL * self.losses[0]:
+        if self.epochs >= 2 and self.losses and self._rests():
             # Figures would make it another sentence after every epoch.
             warnings.append(f"the loss does not move; {_LOSS_REMEDIES[self.stage]}")
         return [f"{self.stage}: warning: {warning}" for warning in self._new(warnings)]
@@ -92,6 +94,12 @@ class Watch:
     def once(self, step: int, warnings: list[str]) -> list[str]:
         """Those of the warnings that have not been said, with the step."""
         return [f"{self.stage}: warning: step {step}: {warning}" for warning in self._new(warnings)]
+
+    def _rests(self) -> bool:
+        """Whether the loss has not moved, though the network had not learnt before."""
+        still = min(self.losses) > STILL * self.losses[0]
+        halfway_from_chance = (1.0 + 1.0 / self.classes) / 2.0
+        return still and statistics.mean(self.accuracies) < halfway_from_chance
 
     def _new(self, warnings: list[str]) -> list[str]:
         new = [warning for warning in warnings if warning not in self.said]

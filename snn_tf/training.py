@@ -71,7 +71,7 @@ class Trainer:
         self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="seconds")
         self.evaluator = Evaluator(model, config.batch_size)
         self.board = TensorBoard(folder.tensorboard)
-        self.watch = health.Watch(folder.stage)
+        self.watch = health.Watch(folder.stage, source.spec.num_classes)
         self.saved = time.perf_counter()
         self.skipped_before = 0  # up to the last epoch's end
         self.checkpoints = Checkpoints(

@@ -356,13 +356,18 @@ def test_weights_brought_to_one_size_fire_the_same_spikes(build):
     assert after.scales == before.scales
     one, other = traced(before.model, batch), traced(after.model, batch)
     assert all(np.array_equal(one[name], other[name]) for name in one) and one["logits"].any()
-    assert any(0 < train.mean() < 1 for train in one.values())
+    assert all(0 < train.mean() < 1 for name, train in one.items() if name != "logits")
     synapses = {"half1": ["half1"], "half2": ["half2", "shortcut"], "same1": ["same1"]}
     if build is not residual:
         synapses = {"conv1": ["conv1"], "conv2": ["conv2"], "dense3": ["dense3"]}
     for neuron, names in synapses.items():
         ratios = rms_before(before.model, *names) / 0.02, rms_before(after.model, *names) / 0.02
         assert ratios[0] > 1.6 and 0.7 < ratios[1] < 1.42, neuron
+        small, large = (
+            model.get_layer(f"{neuron}_neuron").cell.v_th for model in (after.model, before.model)
+        )
+        mantissa, _ = np.frexp(np.float32(small) / np.float32(large))
+        assert mantissa == 0.5, "not a power of two"
 
 
 def test_weights_beside_an_identity_and_of_the_output_keep_their_size():

@@ -26,7 +26,7 @@ def ended(watch, losses, rates=None, accuracy=0.1):
     [(TRAIN_ANN, "--ann_learning_rate"), (COMPRESS, "--density"), (TRAIN_SNN, "--surrogate_scale")],
 )
 def test_loss_that_does_not_move_is_said_once_after_two_epochs(stage, remedy):
-    watch = health.Watch(stage)
+    watch = health.Watch(stage, 10)
     assert ended(watch, [2.303, 2.31]) == []
     (line,) = ended(watch, [2.30, 2.19])
     assert line.startswith(f"{stage}: warning: the loss does not move; ") and remedy in line
@@ -34,20 +34,33 @@ def test_loss_that_does_not_move_is_said_once_after_two_epochs(stage, remedy):
 
 
 def test_loss_that_fell_once_is_not_complained_of():
-    watch = health.Watch(TRAIN_SNN)
+    watch = health.Watch(TRAIN_SNN, 10)
     assert ended(watch, [2.0, 1.89]) == []
     assert ended(watch, [2.1]) == [] and ended(watch, [2.2]) == []
 
 
-@pytest.mark.parametrize(("accuracy", "warnings"), [(0.49, 1), (0.5, 0)])
-def test_network_that_had_learnt_before_may_rest(accuracy, warnings):
-    watch = health.Watch(COMPRESS)
+@pytest.mark.parametrize(
+    ("classes", "accuracy", "warnings"), [(10, 0.54, 1), (10, 0.56, 0), (2, 0.74, 1), (2, 0.76, 0)]
+)
+def test_network_that_had_learnt_before_may_rest(classes, accuracy, warnings):
+    watch = health.Watch(COMPRESS, classes)
     assert ended(watch, [0.3, 0.31], accuracy=accuracy) == []
-    assert len(ended(watch, [0.9, 0.7])) == warnings
+    assert len(ended(watch, [0.9, 0.7], accuracy=accuracy)) == warnings
+
+
+def test_one_lucky_batch_is_not_a_network_that_had_learnt():
+    watch = health.Watch(TRAIN_SNN, 2)
+    ended(watch, [0.7], accuracy=1.0)
+    assert len(ended(watch, [0.7] * 3, accuracy=0.5)) == 1
+
+
+def test_epochs_without_a_logged_loss_end_without_a_complaint():
+    watch = health.Watch(TRAIN_ANN, 10)
+    assert [ended(watch, []) for _ in range(3)] == [[], [], []]
 
 
 def test_layer_is_complained_of_once_until_it_changes_its_habit():
-    watch = health.Watch(TRAIN_SNN)
+    watch = health.Watch(TRAIN_SNN, 10)
     assert len(ended(watch, [2.0], {"a": 0.0, "b": 0.3})) == 1
     assert ended(watch, [1.0], {"a": 0.0, "b": 0.2}) == []
     (line,) = ended(watch, [1.0], {"a": 1.0, "b": 0.2})
@@ -82,6 +95,6 @@ def test_parameters_at_their_lower_bound_are_named():
 
 
 def test_warning_with_a_step_is_said_once():
-    watch = health.Watch(TRAIN_SNN)
+    watch = health.Watch(TRAIN_SNN, 10)
     assert watch.once(7, ["odd"]) == ["train_snn: warning: step 7: odd"]
     assert watch.once(8, ["odd", "new"]) == ["train_snn: warning: step 8: new"]
