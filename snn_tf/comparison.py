@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ from snn_tf.results import (
     difference,
     read,
     same_but_for_masks,
+    seconds,
 )
 
 ENERGY_MODEL = "fp32_45nm"
@@ -84,6 +86,49 @@ def put_table(page: pathlib.Path, results: pathlib.Path) -> None:
     if not (found and closed):
         raise UserError(f"--into={page}: has no lines {begin.strip()} and {end} to write between")
     files.write_text(page, "".join((before, begin, "\n", table(groups, _BRIEF), "\n\n", end, after)))
+
+
+def put_headers(flags: pathlib.Path, results: pathlib.Path) -> list[pathlib.Path]:
+    """Writes each row's time and accuracies into the header of the flagfile of its name.
+
+    Args:
+      flags: a folder of flagfiles with lines `# Expected time: ...` and `# Expected numbers: ...`.
+      results: a folder of rows.
+
+    Returns:
+      The flagfiles of the rows.
+
+    Raises:
+      UserError: there is no row, a record or a flagfile cannot be read, a flagfile lacks one of the
+        lines or cannot be written.
+    """
+    paths = []
+    for group in read(results):
+        path = flags / f"{group.name}.flags"
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--headers={flags}: {path} could not be read: {first_line(error)}"
+            ) from error
+        for key, value in (("time", _time(group, results)), ("numbers", _accuracies(group))):
+            text, found = re.subn(f"(?m)^# Expected {key}: .*$", f"# Expected {key}: {value}", text)
+            if found != 1:
+                raise UserError(f"--headers={flags}: {path} must have one line # Expected {key}: ...")
+        files.write_text(path, text)
+        paths.append(path)
+    return paths
+
+
+def _time(group: Group, results: pathlib.Path) -> str:
+    minutes = statistics.mean(seconds(results, row) for row in group.rows) / 60
+    return f"{minutes:.0f} min on {group.rows[0].record['device']}"
+
+
+def _accuracies(group: Group) -> str:
+    ann, snn = (100 * statistics.mean(group.values(w, "test_accuracy")) for w in (_COMPRESSED, _SNN))
+    seeds = f"mean of {len(group.rows)} seeds" if len(group.rows) > 1 else f"seed {group.rows[0].seed}"
+    return f"test accuracy {ann:.1f} % compressed, {snn:.1f} % SNN ({seeds})"
 
 
 def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> str:

@@ -2,7 +2,8 @@
 
 `python -m snn_tf.report results` writes the table and the plots of all rows in a folder; with
 `--add RUN_DIR` it first takes the records of evaluated runs into it. `--into README.md` writes a short
-table between that page's lines `<!-- rows: results -->` and `<!-- end of rows -->`.
+table between that page's lines `<!-- rows: results -->` and `<!-- end of rows -->`; `--headers flags` writes
+each row's time and accuracies into the header of the flagfile of its name.
 """
 
 import argparse
@@ -136,6 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--into", type=pathlib.Path, metavar="FILE", help="a page that holds a short table of the rows"
     )
+    parser.add_argument(
+        "--headers", type=pathlib.Path, metavar="FOLDER", help="flagfiles named after the rows"
+    )
     given = parser.parse_args(argv)
     try:
         for run_dir in given.add:
@@ -145,6 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.into:
             comparison.put_table(given.into, given.results)
             print(given.into)
+        if given.headers:
+            for path in comparison.put_headers(given.headers, given.results):
+                print(path)
     except UserError as error:
         print(f"snn_tf.report: {error}", file=sys.stderr)
         return error.exit_code

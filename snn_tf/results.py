@@ -168,6 +168,19 @@ def read(results: pathlib.Path) -> list[Group]:
     return [Group(rows) for rows in together.values()]
 
 
+def seconds(results: pathlib.Path, row: Row) -> float:
+    """Wall time of the stages whose records a row in `results` has: those that its run made itself.
+
+    Raises:
+      UserError: a record cannot be read, or gives no time.
+    """
+    paths = sorted((results / row.name).glob("*.json"))
+    try:
+        return sum(float(files.read_json(path)["seconds"]) for path in paths)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{results / row.name}: a record has no seconds: {error!r}") from error
+
+
 def correct(facts: Mapping[str, Any]) -> np.ndarray:
     """[num_examples] booleans: which test images a network got right, in the split's order."""
     packed = np.frombuffer(bytes.fromhex(facts["correct"]), np.uint8)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -206,6 +207,57 @@ def test_page_without_a_place_for_the_table_is_named_and_left_alone(rows, capsys
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"--into={page}" in line
     assert page.read_text() == before if text is not None else not page.exists()
+
+
+HEADER = "# What it is.\n# Expected time: unknown\n# Expected numbers: unknown\n\n--seed=0\n"
+
+
+@pytest.fixture
+def timed(rows) -> Path:
+    """The magnitude rows alone, with the records of two stages: 190, 250 and 310 s in all."""
+    for name in ("small_dense", "small_attention"):
+        shutil.rmtree(rows / name)
+    for seed in range(3):
+        folder = rows / f"small_magnitude_seed{seed}"
+        made = json.loads((folder / "record.json").read_text())
+        (folder / "record.json").write_text(json.dumps(made | {"seconds": 10, "device": "a device"}))
+        (folder / "compress.json").write_text(json.dumps({"seconds": 180 + 60 * seed}))
+    return rows
+
+
+def test_headers_take_time_and_accuracies_of_the_rows(timed, tmp_path):
+    flagfile = tmp_path / "small_magnitude.flags"
+    flagfile.write_text(HEADER)
+    for _ in range(2):
+        assert report.main([str(timed), "--headers", str(tmp_path)]) == 0
+        # 300, 304 and 310 of 400 images; the compressed ANN has 300 each time.
+        assert flagfile.read_text().splitlines() == [
+            "# What it is.",
+            "# Expected time: 4 min on a device",
+            "# Expected numbers: test accuracy 75.0 % compressed, 76.2 % SNN (mean of 3 seeds)",
+            "",
+            "--seed=0",
+        ]
+
+
+@pytest.mark.parametrize("text", [None, "--seed=0\n", HEADER + HEADER])
+def test_flagfile_without_a_place_for_the_figures_is_named_and_left_alone(timed, tmp_path, capsys, text):
+    flagfile = tmp_path / "small_magnitude.flags"
+    if text is not None:
+        flagfile.write_text(text)
+    assert report.main([str(timed), "--headers", str(tmp_path)]) == UserError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--headers={tmp_path}" in line and str(flagfile) in line
+    assert text is None or flagfile.read_text() == text
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", '{"seconds": "long"}'])
+def test_row_whose_time_is_unknown_is_named(timed, tmp_path, capsys, record):
+    (tmp_path / "small_magnitude.flags").write_text(HEADER)
+    (timed / "small_magnitude_seed1" / "compress.json").write_text(record)
+    assert report.main([str(timed), "--headers", str(tmp_path)]) == UserError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "small_magnitude_seed1" in line and "seconds" in line
 
 
 def test_page_compares_masks_with_magnitude_all_else_equal(rows):
