@@ -2,8 +2,8 @@
 
 `python -m snn_tf.report results` writes the table and the plots of all rows in a folder; with
 `--add RUN_DIR` it first takes the records of evaluated runs into it. `--into README.md` writes a short
-table between that page's lines `<!-- rows: results -->` and `<!-- end of rows -->`; `--headers flags` writes
-each row's time and accuracies into the header of the flagfile of its name.
+table between that page's lines `<!-- rows: results -->` and `<!-- end of rows -->`. `--headers flags`
+writes each row's time and accuracies into the header of the flagfile of its name.
 """
 
 import argparse
