@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from absl import flags
 from snn_tf import cli
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
+from snn_tf.results import Row, read
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, SMALL = "--flagfile=flags/base.flags", "--flagfile=flags/small.flags"
@@ -20,6 +22,11 @@ NAMES = sorted(
 )
 RUNS = [name for name in NAMES if name not in SHARED]
 STUDIES = [name for name in RUNS if "/" in name]
+RECORDED = {
+    f"{study}/{group.name}": group
+    for study in ("ablation", "headline")
+    for group in read(ROOT / "results" / study)
+}
 EXPERIMENTS = [name for name in RUNS if name != "quickstart" and name not in STUDIES]
 PATTERN = re.compile(
     r"(?P<dataset>cifar10|cifar100|tiny_imagenet)_(?P<network>(?:vgg|resnet)\d+)_"
@@ -193,3 +200,32 @@ def test_quickstart_needs_no_download_and_no_other_run():
     assert config.dataset == "digits"
     assert config.meta_model == ""
     assert config.stages()[0] == "train_ann" and config.stages()[-1] == "export"
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_records_were_made_by_the_flagfile_of_their_name(name):
+    made = Row(name, {"config": dataclasses.asdict(parsed(settings(name)))}).settings()
+    for row in RECORDED[name].rows:
+        assert row.settings() == made
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_header_gives_the_accuracies_of_the_record(name):
+    group = RECORDED[name]
+    ann, snn = (
+        100 * statistics.mean(group.values(which, "test_accuracy"))
+        for which in ("compressed_ann", "trained_snn")
+    )
+    assert header(name)["Expected numbers"].startswith(
+        f"test accuracy {ann:.1f} % compressed, {snn:.1f} % SNN"
+    )
+
+
+def test_readme_opens_with_the_figures_of_the_headlines_record():
+    (row,) = RECORDED["headline/irregular_0.029"].rows
+    opening = (ROOT / "README.md").read_text().partition("make quickstart")[0]
+    energies = [row.network(which)["energy_pj"]["fp32_45nm"] for which in ("dense_ann", "trained_snn")]
+    for which in ("dense_ann", "compressed_ann", "trained_snn"):
+        assert f"{100 * row.network(which)['test_accuracy']:.2f} %" in opening
+    assert f"{row.record['compression']:.1f}×" in opening
+    assert f"1/{energies[0] / energies[1]:.1f} of" in opening
