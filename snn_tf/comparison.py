@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import re
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -78,10 +77,7 @@ def put_table(page: pathlib.Path, results: pathlib.Path) -> None:
     """
     begin, end = f"<!-- rows: {results.resolve().name} -->\n", "<!-- end of rows -->"
     groups = read(results)
-    try:
-        before, found, rest = page.read_text().partition(begin)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--into={page}: could not be read: {first_line(error)}") from error
+    before, found, rest = _text(page, f"--into={page}").partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise UserError(f"--into={page}: has no lines {begin.strip()} and {end} to write between")
@@ -90,6 +86,8 @@ def put_table(page: pathlib.Path, results: pathlib.Path) -> None:
 
 def put_headers(flags: pathlib.Path, results: pathlib.Path) -> list[pathlib.Path]:
     """Writes each row's time and accuracies into the header of the flagfile of its name.
+
+    Nothing is written if one of the flagfiles has no place for them.
 
     Args:
       flags: a folder of flagfiles with lines `# Expected time: ...` and `# Expected numbers: ...`.
@@ -102,33 +100,40 @@ def put_headers(flags: pathlib.Path, results: pathlib.Path) -> list[pathlib.Path
       UserError: there is no row, a record or a flagfile cannot be read, a flagfile lacks one of the
         lines or cannot be written.
     """
-    paths = []
+    written = {}
     for group in read(results):
         path = flags / f"{group.name}.flags"
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"--headers={flags}: {path} could not be read: {first_line(error)}"
-            ) from error
+        text = _text(path, f"--headers={flags}: {path}")
         for key, value in (("time", _time(group, results)), ("numbers", _accuracies(group))):
-            text, found = re.subn(f"(?m)^# Expected {key}: .*$", f"# Expected {key}: {value}", text)
-            if found != 1:
-                raise UserError(f"--headers={flags}: {path} must have one line # Expected {key}: ...")
+            start = f"# Expected {key}: "
+            places = [line for line in text.splitlines() if line.startswith(start)]
+            if len(places) != 1:
+                raise UserError(f"--headers={flags}: {path} must have one line {start}...")
+            text = text.replace(places[0], start + value)
+        written[path] = text
+    for path, text in written.items():
         files.write_text(path, text)
-        paths.append(path)
-    return paths
+    return list(written)
+
+
+def _text(path: pathlib.Path, named: str) -> str:
+    """A text file; an error begins with `named`."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{named}: could not be read: {first_line(error)}") from error
 
 
 def _time(group: Group, results: pathlib.Path) -> str:
     minutes = statistics.mean(seconds(results, row) for row in group.rows) / 60
-    return f"{minutes:.0f} min on {group.rows[0].record['device']}"
+    return f"{minutes:.0f} min on {group.values(_SNN, 'device')[0]}"
 
 
 def _accuracies(group: Group) -> str:
     ann, snn = (100 * statistics.mean(group.values(w, "test_accuracy")) for w in (_COMPRESSED, _SNN))
     seeds = f"mean of {len(group.rows)} seeds" if len(group.rows) > 1 else f"seed {group.rows[0].seed}"
-    return f"test accuracy {ann:.1f} % compressed, {snn:.1f} % SNN ({seeds})"
+    kind = "dense" if group.config["method"] == "dense" else "compressed"
+    return f"test accuracy {ann:.1f} % {kind}, {snn:.1f} % SNN ({seeds})"
 
 
 def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> str:
@@ -199,7 +204,7 @@ def _comparison(reference: Group, others: Sequence[Group]) -> str:
 
 def energies(groups: Sequence[Group]) -> str:
     """The dense ANN's energy over the SNN's in every convention, variant and energy model."""
-    conventions = groups[0].rows[0].record["conventions"]
+    conventions = groups[0].values(_SNN, "conventions")[0]
     columns: dict[str, Callable[[Group], str]] = {"row": lambda group: f"`{group.name}`"}
     for convention, facts in conventions.items():
         for variant, counts in facts["variants"].items():

@@ -5,7 +5,9 @@ results/<row>/<stage>.json    what the other stages left
 """
 
 import dataclasses
+import functools
 import json
+import operator
 import pathlib
 import re
 import statistics
@@ -72,14 +74,19 @@ class Group:
     def config(self) -> Mapping[str, Any]:
         return self.rows[0].record["config"]
 
-    def values(self, which: str, *keys: str) -> list[float]:
-        """A number of one of `NETWORKS`, by its keys in the record, for every row."""
+    def values(self, which: str, *keys: str) -> list[Any]:
+        """A fact of one of `NETWORKS`, by its keys in the record, for every row.
+
+        Raises:
+          UserError: a record does not have it.
+        """
         found = []
         for row in self.rows:
-            value: Any = row.network(which)
-            for key in keys:
-                value = value[key]
-            found.append(value)
+            try:
+                found.append(functools.reduce(operator.getitem, keys, row.network(which)))
+            except (LookupError, TypeError) as error:
+                wanted = ", ".join((which, *keys))
+                raise UserError(f"row {row.name}: its record does not have {wanted}") from error
         return found
 
 

@@ -220,7 +220,7 @@ def timed(rows) -> Path:
     for seed in range(3):
         folder = rows / f"small_magnitude_seed{seed}"
         made = json.loads((folder / "record.json").read_text())
-        (folder / "record.json").write_text(json.dumps(made | {"seconds": 10, "device": "a device"}))
+        (folder / "record.json").write_text(json.dumps(made | {"seconds": 10, "device": r"a \1 device"}))
         (folder / "compress.json").write_text(json.dumps({"seconds": 180 + 60 * seed}))
     return rows
 
@@ -233,7 +233,7 @@ def test_headers_take_time_and_accuracies_of_the_rows(timed, tmp_path):
         # 300, 304 and 310 of 400 images; the compressed ANN has 300 each time.
         assert flagfile.read_text().splitlines() == [
             "# What it is.",
-            "# Expected time: 4 min on a device",
+            r"# Expected time: 4 min on a \1 device",
             "# Expected numbers: test accuracy 75.0 % compressed, 76.2 % SNN (mean of 3 seeds)",
             "",
             "--seed=0",
@@ -242,6 +242,8 @@ def test_headers_take_time_and_accuracies_of_the_rows(timed, tmp_path):
 
 @pytest.mark.parametrize("text", [None, "--seed=0\n", HEADER + HEADER])
 def test_flagfile_without_a_place_for_the_figures_is_named_and_left_alone(timed, tmp_path, capsys, text):
+    put(timed, "first", record(answers(300), answers(340)) | {"seconds": 10, "device": "a device"})
+    (tmp_path / "first.flags").write_text(HEADER)
     flagfile = tmp_path / "small_magnitude.flags"
     if text is not None:
         flagfile.write_text(text)
@@ -249,6 +251,7 @@ def test_flagfile_without_a_place_for_the_figures_is_named_and_left_alone(timed,
     (line,) = capsys.readouterr().err.splitlines()
     assert f"--headers={tmp_path}" in line and str(flagfile) in line
     assert text is None or flagfile.read_text() == text
+    assert (tmp_path / "first.flags").read_text() == HEADER
 
 
 @pytest.mark.parametrize("record", ["{}", "[]", '{"seconds": "long"}'])
@@ -258,6 +261,18 @@ def test_row_whose_time_is_unknown_is_named(timed, tmp_path, capsys, record):
     assert report.main([str(timed), "--headers", str(tmp_path)]) == UserError.exit_code
     (line,) = capsys.readouterr().err.splitlines()
     assert "small_magnitude_seed1" in line and "seconds" in line
+
+
+@pytest.mark.parametrize("missing", ["device", "conventions", "spikes_per_neuron", "compressed_ann"])
+def test_record_without_a_fact_is_named(timed, tmp_path, capsys, missing):
+    (tmp_path / "small_magnitude.flags").write_text(HEADER)
+    path = timed / "small_magnitude_seed0" / "record.json"
+    made = json.loads(path.read_text())
+    del made[missing]
+    path.write_text(json.dumps(made))
+    assert report.main([str(timed), "--headers", str(tmp_path)]) == UserError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "row small_magnitude_seed0" in line and missing in line
 
 
 def test_page_compares_masks_with_magnitude_all_else_equal(rows):
