@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from snn_tf import files
+from snn_tf.config import PUBLISHED_SCHEDULES
 from snn_tf.errors import UserError, first_line
 from snn_tf.results import (
     Difference,
@@ -226,7 +227,7 @@ def masks_of(group: Group) -> str:
         words += [] if saliency == "layer_magnitude" else [saliency]
     words += ["from the meta-model"] if config.get("student_start") == "meta_model" else []
     schedule = config.get("density_schedule", "auto")
-    words += [] if schedule == "auto" else [schedule]
+    words += [] if schedule in ("auto", PUBLISHED_SCHEDULES[config["method"]]) else [schedule]
     words += ["channels"] if config["structure"] == "channel" else []
     words += ["by MACs"] if config["budget"] == "macs" else []
     words += [f"MACs^{config['macs_exponent']:g}"] if config.get("macs_exponent") else []

@@ -25,6 +25,10 @@ TRAIN_ANN, COMPRESS, CONVERT, TRAIN_SNN, EVALUATE, EXPORT = STAGES = (
 NETWORKS = ("vgg5", "vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "resnet12", "resnet20", "resnet34")
 METHODS = ("attention", "magnitude", "magnitude_uniform", "random", "dense")
 SALIENCIES = ("layer_magnitude", "magnitude", "weight_gradient", "fisher")
+# How the density of each method runs as published: what `--density_schedule=auto` stands for.
+PUBLISHED_SCHEDULES = {
+    method: "cubic" if method.startswith("magnitude") else "constant" for method in METHODS
+}
 
 _TRAINING = (TRAIN_ANN, COMPRESS, TRAIN_SNN)
 _ANN = (TRAIN_ANN, COMPRESS)
@@ -125,7 +129,7 @@ class Config:
 
     method: str = setting(
         "attention", "Where masks come from. attention: attention-derived scores. magnitude: tfmot's "
-        "schedule, one global cut. magnitude_uniform: stock tfmot, per layer. random: fixed. dense: "
+        "schedule, one global cut. magnitude_uniform: stock tfmot, per layer. random: chance. dense: "
         "the meta-model passes through unchanged.", "Compression", (COMPRESS,), choices=METHODS)
     structure: str = setting(
         "irregular", "What is removed: single weights, or whole channels, cut out at the end.",
@@ -137,8 +141,9 @@ class Config:
         "fresh", "The student's first weights: fresh ones, from another seed, or the meta_model's.",
         "Compression", (COMPRESS,), choices=("fresh", "meta_model"))
     density_schedule: str = setting(
-        "auto", "Density over the mask updates. constant: --density from the first step (magnitude: "
-        "from the first update). cubic: from 1 to --density. auto: cubic for magnitude, else constant.",
+        "cubic", "Density over the mask updates. cubic: from 1 to --density. constant: --density from "
+        "the first step (magnitude: from the first update). auto: each method's published form, cubic "
+        "for magnitude, constant for attention (the paper's) and random.",
         "Compression", (COMPRESS,), choices=("auto", "constant", "cubic"))
     saliency: str = setting(
         "layer_magnitude", "By what method attention keeps weights. layer_magnitude: |W| within "

@@ -14,7 +14,7 @@ import tf_keras as keras
 
 from snn_tf import budget as budgets
 from snn_tf import channels, sparsity
-from snn_tf.config import Config
+from snn_tf.config import PUBLISHED_SCHEDULES, Config
 from snn_tf.errors import UsageError
 from snn_tf.pruning import (
     Masks,
@@ -56,8 +56,8 @@ class Pruner(tf.Module):
             )
         updates = math.floor(budgets.exact(config.mask_update_end) * total_steps / self.interval)
         by_magnitude = config.method.startswith("magnitude")
-        natural = "cubic" if by_magnitude else "constant"
-        kind = natural if config.density_schedule == "auto" else config.density_schedule
+        published = PUBLISHED_SCHEDULES[config.method]
+        kind = published if config.density_schedule == "auto" else config.density_schedule
         self.falls = kind == "cubic"
         self.starts_dense = self.falls or by_magnitude
         # What starts dense cannot do without an update.

@@ -48,7 +48,12 @@ def random_masks(model, seed=2):
 
 
 def config_of(**settings) -> Config:
-    defaults = {"density": 0.3, "compress_epochs": EPOCHS, "min_layer_density": 0.0}
+    defaults = {
+        "density": 0.3,
+        "density_schedule": "auto",
+        "compress_epochs": EPOCHS,
+        "min_layer_density": 0.0,
+    }
     return Config(**NETWORK | defaults | settings)
 
 

@@ -181,6 +181,24 @@ def test_page_holds_every_row_with_what_it_loses(rows):
     assert cells["`small_dense`"]["SNN − dense SNN"] == ""
 
 
+@pytest.mark.parametrize(
+    ("method", "schedule", "words"),
+    [
+        ("attention", "cubic", "attention, cubic"),
+        ("attention", "constant", "attention"),
+        ("attention", "auto", "attention"),
+        ("magnitude", "cubic", "magnitude"),
+        ("magnitude", "constant", "magnitude, constant"),
+        ("random", "auto", "random"),
+        ("random", "cubic", "random, cubic"),
+    ],
+)
+def test_density_schedule_is_named_where_it_is_not_the_published_one(tmp_path, method, schedule, words):
+    settings = {"method": method, "density_schedule": schedule}
+    put(tmp_path, "row", record(answers(300), answers(340), **settings))
+    assert comparison.masks_of(groups_of(tmp_path)["row"]) == words
+
+
 def test_short_table_takes_its_place_in_a_page(rows):
     page = rows / "page.md"
     before, after = "# Title\n", "\nafter <!-- end of rows --> too\n"

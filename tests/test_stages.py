@@ -98,7 +98,7 @@ def test_dense_passes_the_teacher_on_and_train_snn_trains_its_weights(tmp_path, 
 
 
 def test_random_keeps_its_first_masks(student):
-    found, model = student(method="random")
+    found, model = student(method="random", density_schedule="constant")
     config = Config(**found["config"] | {"stage": ("all",), "profile_steps": ()})
     plain = models.build(config, "relu", data.load(config).spec)
     pruner = pruners.make_pruner(plain, config, 8)
