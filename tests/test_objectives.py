@@ -203,7 +203,7 @@ def test_guided_teacher_is_evaluated_while_the_student_drops_out(batch):
 
 
 def test_guided_channel_student_is_seen_through_its_active_channels(teacher, batch):
-    config = changed(structure="channel")
+    config = changed(structure="channel", density_schedule="constant")
     pruner = make_student(config)
     terms, _ = AttentionGuided(pruner, teacher, config)(*batch)
     _, *ours = observed(pruner.model, batch[0])

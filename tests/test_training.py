@@ -286,7 +286,8 @@ def channel_gates(pruner: pruners.ChannelPruner) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("clip_norm", [0.0, 2.0])
 @pytest.mark.parametrize("kind", ["ann", "irregular", "channel", "snn"])
 def test_gradients_get_decay_then_gates_then_clipping(tmp_path, kind, clip_norm):
-    trainer = trainer_of(kind, tmp_path, clip_norm=clip_norm)
+    # Sparse from the start, so that gates have zeros.
+    trainer = trainer_of(kind, tmp_path, clip_norm=clip_norm, density_schedule="constant")
     gradients = made_up(trainer.update.variables)
     gates = {
         "ann": lambda: dict.fromkeys(SYNAPSES, 1.0),
