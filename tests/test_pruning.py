@@ -901,6 +901,17 @@ def test_cubic_start_is_dense_and_initialised_as_such(structure):
     assert active(pruner) == SIZES
 
 
+@pytest.mark.parametrize("method", ["attention", "magnitude", "magnitude_uniform", "random"])
+def test_density_falls_from_one_unless_a_setting_says_otherwise(method):
+    pruner = student(Config(**NETWORK, method=method, density=0.3, compress_epochs=EPOCHS))
+    counts = [sum(active(pruner).values())]
+    for _ in updates(pruner, sgd()):
+        counts.append(sum(active(pruner).values()))
+    assert counts[0] == sum(SIZES.values()) > counts[1] > counts[2] > counts[3]
+    # Stock tfmot rounds layer by layer.
+    assert counts[3] == pytest.approx(0.3 * sum(SIZES.values()), abs=2)
+
+
 @pytest.mark.parametrize("structure", ["irregular", "channel"])
 def test_random_masks_that_fall_are_nested_and_repeat(structure):
     config = config_of(method="random", density_schedule="cubic", structure=structure)
