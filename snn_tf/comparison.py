@@ -216,13 +216,13 @@ def energies(groups: Sequence[Group]) -> str:
 
 
 def masks_of(group: Group) -> str:
-    """Where a group's masks come from, in words."""
+    """Where a group's masks come from, and what its student trained with, in words."""
     config = group.config
     if config["method"] == "dense":
         return "dense"
     words = [config["method"]]
+    words += [] if config["attention"] else ["β = 0"]
     if config["method"] == "attention":
-        words += [] if config["attention"] else ["β = 0"]
         saliency = config.get("saliency", "layer_magnitude")
         words += [] if saliency == "layer_magnitude" else [saliency]
     words += ["from the meta-model"] if config.get("student_start") == "meta_model" else []
@@ -232,6 +232,8 @@ def masks_of(group: Group) -> str:
     words += ["by MACs"] if config["budget"] == "macs" else []
     words += [f"MACs^{config['macs_exponent']:g}"] if config.get("macs_exponent") else []
     words += ["dense ends"] if config.get("dense_ends") else []
+    levels = config.get("activation_levels")
+    words += [f"{levels} levels"] if levels else []
     return ", ".join(words)
 
 

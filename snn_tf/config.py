@@ -140,6 +140,11 @@ class Config:
     student_start: str = setting(
         "fresh", "The student's first weights: fresh ones, from another seed, or the meta_model's.",
         "Compression", (COMPRESS,), choices=("fresh", "meta_model"))
+    activation_levels: int = setting(
+        0, "L: the student's activations are clipped, and rounded to L levels above 0, as spikes over "
+        "T = L time steps will be (QCFS); the clips are trained and become v_th. Goes with "
+        "--initial_membrane=0.5. 0: ReLU, and v_th is calibrated.", "Compression", (COMPRESS,),
+        low=0, high=1024)
     density_schedule: str = setting(
         "cubic", "Density over the mask updates. cubic: from 1 to --density. constant: --density from "
         "the first step (magnitude: from the first update). auto: each method's published form, cubic "
@@ -194,7 +199,8 @@ class Config:
     calibration_batch_size: int = setting(
         16, "Images in such a batch.", "Conversion", (CONVERT,), "images", low=1)
     v_th_scale: float = setting(
-        0.3, "kappa: all calibrated v_th are multiplied by it.", "Conversion", (CONVERT,),
+        0.3, "kappa: all calibrated v_th are multiplied by it; v_th from --activation_levels are not.",
+        "Conversion", (CONVERT,),
         low=0, low_open=True)
     weight_rms: float = setting(
         0.0, "Root mean square of the kept weights before each layer of neurons, about which weights, "
@@ -213,6 +219,10 @@ class Config:
         choices=("triangle", "rectangular", "sigmoid", "arctan"))
     surrogate_scale: float = setting(
         0.3, "gamma: height of the surrogate.", "SNN", (CONVERT, TRAIN_SNN), low=0, low_open=True)
+    initial_membrane: float = setting(
+        0.0, "eta: membrane before the first step, as a share of v_th. 0 rounds the number of spikes of "
+        "a constant current down, 0.5 to the nearest.", "SNN", (CONVERT, TRAIN_SNN), low=0, high=1,
+        high_open=True)
     train_leak: bool = setting(True, "Whether the leaks are trained.", "SNN", (TRAIN_SNN,))
     train_v_th: bool = setting(True, "Whether the thresholds v_th are trained.", "SNN", (TRAIN_SNN,))
 
@@ -312,6 +322,11 @@ def _check_together(config: Config) -> None:
         raise UsageError(f"--snn_start={config.snn_start}: must be another folder than --run_dir")
     if config.dense_ends and config.structure == "channel":
         raise UsageError("--dense_ends=True: must be False with --structure=channel")
+    if config.activation_levels and config.method == "dense":
+        raise UsageError(
+            f"--activation_levels={config.activation_levels}: must be 0 with --method=dense, which "
+            "trains no student; --density=1 --student_start=meta_model trains a dense one"
+        )
     if config.method == "magnitude_uniform":
         alone = {
             "structure": "irregular",

@@ -8,7 +8,8 @@ multiplied by s / s_target. Batch normalisation is folded first. The biases b of
 layer of neurons become its bias current Σ b / s_in.
 
 v_th is a percentile of the whole input current of a layer's neurons, layer by layer from the first,
-with the layers before it already spiking (DIET-SNN, Rathi & Roy 2020).
+with the layers before it already spiking (DIET-SNN, Rathi & Roy 2020), times κ. Where the ANN's
+activations have a trained clip λ, nothing is calibrated: v_th = λ / s_in, and so s = λ (Bu et al. 2022).
 
 A layer of neurons fires the same spikes when its weights, bias current and v_th are all multiplied by
 one c > 0. An optimizer such as Adam moves every weight by about the learning rate, whatever its size,
@@ -27,7 +28,7 @@ from snn_tf.config import Config
 from snn_tf.errors import UserError
 from snn_tf.folding import fold
 from snn_tf.graph import Graph, inner, is_image, is_neuron, is_source, is_synapse
-from snn_tf.layers import unfold_time
+from snn_tf.layers import QuantisedReLU, unfold_time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Converted:
     """An SNN and its scales.
 
     Attributes:
-      model: the SNN over `config.timesteps` steps, plain, thresholds multiplied by κ.
+      model: the SNN over `config.timesteps` steps, plain, calibrated thresholds multiplied by κ.
       scales: s by layer name, at the unscaled thresholds.
     """
 
@@ -60,8 +61,10 @@ def convert(ann: keras.Model, config: Config, batches: Sequence[np.ndarray]) -> 
     scales = calibration.run()
     snn = models.spiking(ann, config)
     models.copy_weights(calibration.snn, snn)
-    for layer in Graph.of(snn).select(is_neuron).values():
-        layer.cell.v_th.assign(config.v_th_scale * layer.cell.v_th)
+    clipped = calibration.clips
+    for name, layer in Graph.of(snn).select(is_neuron).items():
+        if name not in clipped:
+            layer.cell.v_th.assign(config.v_th_scale * layer.cell.v_th)
     if config.weight_rms:
         _equalise(Graph.of(snn), config.weight_rms)
     return Converted(snn, scales)
@@ -99,6 +102,11 @@ class _Calibration:
         self.inputs = {name: layer.input for name, layer in self.graph.select(is_neuron).items()}
         self.outputs = {name: layer.output for name, layer in self.graph.select(is_source).items()}
         (image,) = self.graph.select(is_image)
+        self.clips = {
+            name: float(layer.clip)
+            for name, layer in self.ann.select(is_neuron).items()
+            if isinstance(layer, QuantisedReLU)
+        }
         self.trains: dict[str, list[np.ndarray]] = {image: list(batches)}
         self.scales: dict[str, float] = {}
 
@@ -109,8 +117,9 @@ class _Calibration:
             if is_image(layer):
                 self.scales[name] = 1.0
             elif is_neuron(layer):
-                self._set_bias_current(name, self.scales[sources[0]])
-                self.scales[name] = self.scales[sources[0]] * self._fire(name)
+                scale = self.scales[sources[0]]
+                self._set_bias_current(name, scale)
+                self.scales[name] = scale * self._set_v_th(name, scale)
             elif isinstance(layer, keras.layers.Add):
                 self.scales[name] = self._balance(sources)
             else:
@@ -143,6 +152,14 @@ class _Calibration:
         biases = [s.bias for s in models.driving_synapses(self.ann, name) if s.use_bias]
         if biases:
             self.graph.layers[name].bias_current.assign(tf.add_n(biases) / scale)
+
+    def _set_v_th(self, name: str, scale: float) -> float:
+        """Sets and returns v_th of one layer of neurons, whose currents are of scale s_in = `scale`."""
+        if name not in self.clips:
+            return self._fire(name)
+        v_th = self.clips[name] / scale
+        self.graph.layers[name].cell.v_th.assign(v_th)
+        return v_th
 
     def _fire(self, name: str) -> float:
         """Calibrates one layer of neurons, keeps their spike trains, and returns v_th."""

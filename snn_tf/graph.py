@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from snn_tf.layers import LIF
+from snn_tf.layers import LIF, QuantisedReLU
 
 Layer = Any  # keras.layers.Layer, which carries no types
 
@@ -32,8 +32,8 @@ def is_norm(layer: Layer) -> bool:
 
 
 def is_neuron(layer: Layer) -> bool:
-    """Whether the layer is a nonlinearity: ReLU in an ANN, LIF in an SNN."""
-    return isinstance(layer, keras.layers.ReLU | LIF)
+    """Whether the layer is a nonlinearity: ReLU, quantised or not, in an ANN, LIF in an SNN."""
+    return isinstance(layer, keras.layers.ReLU | QuantisedReLU | LIF)
 
 
 def is_image(layer: Layer) -> bool:

@@ -14,11 +14,13 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf.convolution import convolve
-from snn_tf.neuron import lif_compiled, lif_native, lif_scan, lif_step
+from snn_tf.neuron import lif_compiled, lif_native, lif_scan, lif_step, quantised_relu
 from snn_tf.surrogate import Surrogate
 
 LEAST = 1e-3
-"""Smallest leak and v_th that training can reach: both stay above 0."""
+"""Smallest leak, v_th and clip that training can reach: all stay above 0."""
+FIRST_CLIP = 3.0
+"""Clip of a `QuantisedReLU` at first: what 99.9 % of standard normal inputs are below."""
 
 _register = keras.saving.register_keras_serializable("snn_tf")
 _seed: contextvars.ContextVar[tf.Tensor] = contextvars.ContextVar("dropout_seed")
@@ -60,6 +62,35 @@ class Conv2D(keras.layers.Conv2D):
 
 
 @_register
+class QuantisedReLU(keras.layers.Layer):
+    """`snn_tf.neuron.quantised_relu` with a trained clip λ, `FIRST_CLIP` at first.
+
+    Args:
+      levels: L ≥ 1.
+    """
+
+    def __init__(self, levels: int, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.levels = levels
+
+    def build(self, input_shape):
+        self.clip = self.add_weight(
+            "clip",
+            shape=(),
+            dtype="float32",
+            initializer=keras.initializers.Constant(FIRST_CLIP),
+            constraint=lambda clip: tf.maximum(clip, LEAST),
+        )
+        super().build(input_shape)
+
+    def call(self, inputs):
+        return quantised_relu(inputs, tf.convert_to_tensor(self.clip, tf.float32), self.levels)
+
+    def get_config(self):
+        return {**super().get_config(), "levels": self.levels}
+
+
+@_register
 class LIFCell(keras.layers.Layer):
     """One time step of leaky integrate-and-fire neurons, as a Keras RNN cell.
 
@@ -68,11 +99,19 @@ class LIFCell(keras.layers.Layer):
     Args:
       surrogate: kind of surrogate, see `snn_tf.surrogate`.
       surrogate_scale: its height γ > 0.
+      initial_membrane: u before the first step as a share of v_th, in [0, 1).
     """
 
-    def __init__(self, surrogate: str = "triangle", surrogate_scale: float = 0.3, **kwargs):
+    def __init__(
+        self,
+        surrogate: str = "triangle",
+        surrogate_scale: float = 0.3,
+        initial_membrane: float = 0.0,
+        **kwargs,
+    ):
         super().__init__(autocast=False, **kwargs)
         self.surrogate = Surrogate(surrogate, surrogate_scale)
+        self.initial_membrane = initial_membrane
 
     def build(self, input_shape):
         self.state_size = tf.TensorShape(input_shape[1:])
@@ -94,13 +133,17 @@ class LIFCell(keras.layers.Layer):
         return tf.cast(spikes, inputs.dtype), [membrane]
 
     def get_initial_state(self, inputs=None, batch_size=None, dtype=None):
-        """A membrane of 0, float32."""
+        """A membrane of η · v_th, float32."""
         del inputs, dtype
-        return tf.zeros([batch_size, *self.state_size], tf.float32)
+        return tf.fill([batch_size, *self.state_size], self.initial_membrane * self.v_th)
 
     def get_config(self):
-        surrogate = {"surrogate": self.surrogate.kind, "surrogate_scale": self.surrogate.scale}
-        return {**super().get_config(), **surrogate}
+        return {
+            **super().get_config(),
+            "surrogate": self.surrogate.kind,
+            "surrogate_scale": self.surrogate.scale,
+            "initial_membrane": self.initial_membrane,
+        }
 
 
 @_register
@@ -115,7 +158,7 @@ class LIF(keras.layers.Layer):
         is how to compute, not what, so a saved layer does not carry it: see `use_implementation`.
       constant_input: the input is [B, ...], the current of every step: direct input coding.
       use_bias: add a trained bias current b per channel, 0 at first.
-      surrogate, surrogate_scale: as for `LIFCell`.
+      surrogate, surrogate_scale, initial_membrane: as for `LIFCell`.
     """
 
     def __init__(
@@ -126,6 +169,7 @@ class LIF(keras.layers.Layer):
         use_bias: bool = False,
         surrogate: str = "triangle",
         surrogate_scale: float = 0.3,
+        initial_membrane: float = 0.0,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -133,7 +177,7 @@ class LIF(keras.layers.Layer):
         self.implementation = implementation
         self.constant_input = constant_input
         self.use_bias = use_bias
-        self.cell = LIFCell(surrogate, surrogate_scale)
+        self.cell = LIFCell(surrogate, surrogate_scale, initial_membrane)
 
     def build(self, input_shape):
         self.cell.build(input_shape)
@@ -152,12 +196,12 @@ class LIF(keras.layers.Layer):
             spikes = self._rnn(current)
         else:
             scan = lif_compiled if self.implementation == "fused" else lif_scan
-            spikes = scan(self.biased(current), *self._parameters(), self.timesteps, self.cell.surrogate)
+            spikes = scan(self.biased(current), *self._parameters(), *self._settings())
         return tf.cast(fold_time(spikes), inputs.dtype)
 
     def _native(self, current):
         bias = tf.convert_to_tensor(self.bias_current) if self.use_bias else tf.zeros([0])
-        return lif_native(current, *self._parameters(), bias, self.timesteps, self.cell.surrogate)
+        return lif_native(current, *self._parameters(), bias, *self._settings())
 
     def _rnn(self, current):
         current = self.biased(current)
@@ -175,6 +219,9 @@ class LIF(keras.layers.Layer):
     def _parameters(self):
         return [tf.convert_to_tensor(v, tf.float32) for v in (self.cell.leak, self.cell.v_th)]
 
+    def _settings(self):
+        return self.timesteps, self.cell.surrogate, self.cell.initial_membrane
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -183,6 +230,7 @@ class LIF(keras.layers.Layer):
             "use_bias": self.use_bias,
             "surrogate": self.cell.surrogate.kind,
             "surrogate_scale": self.cell.surrogate.scale,
+            "initial_membrane": self.cell.initial_membrane,
         }
 
 

@@ -29,7 +29,7 @@ _KNOWN = {
         *("InputLayer", "Normalization", "ReLU"),
     },
     "keras.mixed_precision": {"Policy"},
-    "snn_tf.layers": {"Conv2D", "Dropout", "LIF", "ReadOut"},
+    "snn_tf.layers": {"Conv2D", "Dropout", "LIF", "QuantisedReLU", "ReadOut"},
     "snn_tf.pruning": {"Masked"},
     "tf_keras.src.engine.functional": {"Functional"},
     None: {"ConstantSparsity", "PolynomialDecay"},  # schedules, which tfmot looks up by name

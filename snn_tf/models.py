@@ -16,7 +16,7 @@ from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError, UserError
 from snn_tf.folding import fold
 from snn_tf.graph import Graph, Layer, inner, is_image, is_neuron, is_source, is_synapse
-from snn_tf.layers import LIF, Conv2D, Dropout, ReadOut
+from snn_tf.layers import LIF, Conv2D, Dropout, QuantisedReLU, ReadOut
 
 STANDARDISE = "standardise"
 POOL = "P"
@@ -49,19 +49,20 @@ def build(config: Config, neuron: str, spec: DataSpec, plan: Plan | None = None)
     """Builds `config.network`, weights all zero; see `initialise`.
 
     Args:
-      config: network, width, head, dropout, precision; for "lif" also timesteps and the neuron's.
-      neuron: "relu" for the ANN, "lif" for the SNN.
+      config: network, width, head, dropout, precision; for "lif" also timesteps and the neuron's; for
+        "quantised_relu" also activation_levels.
+      neuron: "relu" or "quantised_relu" for the ANN, "lif" for the SNN.
       spec: image shape, number of classes and statistics of the data.
       plan: a VGG of one's own, built instead of the one that `config.network` names.
 
     Raises:
       UsageError: a pool of the network does not fit the image.
     """
-    builder = _Builder(config, spec)
+    builder = _Builder(config, spec, config.activation_levels if neuron == "quantised_relu" else 0)
     if plan is None and config.network in VGG:
         plan = Plan(VGG[config.network])
     ann = builder.vgg(plan) if plan else builder.resnet()
-    return ann if neuron == "relu" else spiking(fold(ann), config)
+    return spiking(fold(ann), config) if neuron == "lif" else ann
 
 
 def standardisation(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -78,11 +79,15 @@ def standardisation(model: keras.Model) -> tuple[tuple[float, ...], tuple[float,
 
 
 class _Builder:
-    """Adds layers one after the other, naming each; `x` is the tensor at which it stands."""
+    """Adds layers one after the other, naming each; `x` is the tensor at which it stands.
 
-    def __init__(self, config: Config, spec: DataSpec):
+    `levels` are those of the activations; 0: ReLU.
+    """
+
+    def __init__(self, config: Config, spec: DataSpec, levels: int):
         self.config = config
         self.spec = spec
+        self.levels = levels
         self.policy = keras.mixed_precision.Policy(_chosen(config.precision, "float32"))
         self.image = keras.Input(spec.image_shape, dtype="uint8", name="image")
         variance = [deviation**2 for deviation in spec.std]
@@ -177,7 +182,11 @@ class _Builder:
             self.x = layer(self.x)
 
     def neuron(self, name: str) -> None:
-        self.x = keras.layers.ReLU(name=f"{name}_neuron", dtype=self.policy)(self.x)
+        name = f"{name}_neuron"
+        if self.levels:
+            self.x = QuantisedReLU(self.levels, name=name)(self.x)
+        else:
+            self.x = keras.layers.ReLU(name=name, dtype=self.policy)(self.x)
 
     def dropout(self, name: str, rate: float) -> None:
         self.x = Dropout(rate, name=f"{name}_dropout")(self.x)
@@ -214,7 +223,7 @@ def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> k
 
     Args:
       ann: a model of `build` after `fold`, or any functional one of the same layer types.
-      config: lif, surrogate, surrogate_scale, bias_current, timesteps.
+      config: lif, surrogate, surrogate_scale, initial_membrane, bias_current, timesteps.
       timesteps: T if not `config.timesteps`.
     """
     graph = Graph.of(ann)
@@ -232,6 +241,7 @@ def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> k
                 use_bias=config.bias_current or any(s.use_bias for s in driving[layer.name]),
                 surrogate=config.surrogate,
                 surrogate_scale=config.surrogate_scale,
+                initial_membrane=config.initial_membrane,
                 name=layer.name,
             )
         if isinstance(layer, Dropout | ReadOut):
@@ -252,12 +262,13 @@ def respiking(snn: keras.Model, config: Config) -> keras.Model:
 
     Args:
       snn: a model of `spiking`.
-      config: timesteps, surrogate, surrogate_scale.
+      config: timesteps, surrogate, surrogate_scale, initial_membrane.
     """
     changes = {
         "timesteps": config.timesteps,
         "surrogate": config.surrogate,
         "surrogate_scale": config.surrogate_scale,
+        "initial_membrane": config.initial_membrane,
     }
 
     def changed(layer):

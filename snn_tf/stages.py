@@ -96,7 +96,8 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
         result = evaluation.Evaluator(teacher, config.batch_size).evaluate(source.validation)
         return {"validation_accuracy": result.accuracy} | _counts(teacher)
     teacher.trainable = False
-    student = models.build(config, "relu", source.spec)
+    neuron = "quantised_relu" if config.activation_levels else "relu"
+    student = models.build(config, neuron, source.spec)
     per_epoch = data.steps_per_epoch(source.train, config.batch_size)
     pruner = pruners.make_pruner(student, config, per_epoch)
     seed = config.stage_seed(folder.stage)

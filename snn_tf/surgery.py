@@ -13,7 +13,7 @@ import numpy as np
 import tf_keras as keras
 
 from snn_tf.channels import ChannelLayer, output_mask
-from snn_tf.graph import Graph, inner, is_image, is_norm, is_synapse
+from snn_tf.graph import Graph, inner, is_image, is_neuron, is_norm, is_synapse
 
 
 def output_positions(layer: keras.layers.Layer) -> int:
@@ -106,6 +106,8 @@ def remove_channels(model: keras.Model, active: Mapping[str, np.ndarray]) -> ker
 
     small = keras.models.clone_model(model, clone_function=smaller)
     graph, groups = Graph.of(small), tie_groups(model)
+    for name, layer in graph.select(is_neuron).items():
+        layer.set_weights(model.get_layer(name).get_weights())
     for name, layer in graph.select(is_norm).items():
         kept = active[group] if (group := groups[name]) else slice(None)
         layer.set_weights([weight[kept] for weight in model.get_layer(name).get_weights()])

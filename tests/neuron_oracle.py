@@ -35,11 +35,14 @@ def antiderivative(kind, z, scale):
     return scale * np.arctan(np.pi * z) / np.pi
 
 
-def lif(current, leak, v_th):
-    """Spikes and membranes after the reset, [T, ...], in the type of `current`, [T, ...]."""
+def lif(current, leak, v_th, initial=0.0):
+    """Spikes and membranes after the reset, [T, ...], in the type of `current`, [T, ...].
+
+    Membranes start at `initial` · v_th.
+    """
     leak, v_th = current.dtype.type(leak), current.dtype.type(v_th)
     spikes, membranes = np.zeros_like(current), np.zeros_like(current)
-    u = np.zeros_like(current[0])
+    u = np.full_like(current[0], initial * v_th)
     for t, arriving in enumerate(current):
         u = leak * u + arriving
         spikes[t] = u > v_th

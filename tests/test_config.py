@@ -86,6 +86,8 @@ def without_contradictions(chosen: dict) -> Config:
         }
     elif chosen["structure"] == "channel":
         agreeing |= {"dense_ends": False}
+    if chosen["method"] == "dense":
+        agreeing |= {"activation_levels": 0}
     if chosen["lif"] == "native" and chosen["jit_compile"] == "true":
         agreeing |= {"jit_compile": "auto"}
     if Path(chosen["snn_start"]) == Path(chosen["run_dir"]):
@@ -214,6 +216,15 @@ def test_config_drop_fraction_that_would_rise_is_refused():
     with pytest.raises(UsageError) as caught:
         Config(drop_fraction=0.1, drop_fraction_end=0.2)
     assert str(caught.value) == "--drop_fraction_end=0.2: must be at most --drop_fraction=0.1"
+
+
+def test_config_levels_of_a_student_that_is_not_trained_are_refused():
+    with pytest.raises(UsageError) as caught:
+        Config(method="dense", activation_levels=5)
+    assert str(caught.value) == (
+        "--activation_levels=5: must be 0 with --method=dense, which trains no student; "
+        "--density=1 --student_start=meta_model trains a dense one"
+    )
 
 
 @pytest.mark.parametrize(

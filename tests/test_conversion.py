@@ -15,8 +15,9 @@ from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.errors import UserError
 from snn_tf.folding import fold
+from snn_tf.graph import Graph, is_neuron
 from snn_tf.initialisation import initialise
-from snn_tf.layers import LIF, Dropout, ReadOut
+from snn_tf.layers import LIF, Dropout, QuantisedReLU, ReadOut
 
 EXACT = Config(v_th_scale=1.0, calibration_percentile=100.0, calibration_timesteps=16)
 SHORT, LONG = 20, 160
@@ -88,7 +89,7 @@ def traced(model, batch):
     return {name: x.numpy() for name, x in outputs.items()}
 
 
-traced.kinds = (keras.layers.ReLU, LIF)
+traced.kinds = (keras.layers.ReLU, QuantisedReLU, LIF)
 
 
 def errors(ann, config, batch, steps):
@@ -273,6 +274,60 @@ def test_v_th_scale_multiplies_all_thresholds_once_they_are_calibrated():
         thresholds += factor != 1.0
         np.testing.assert_allclose(other.numpy(), factor * one.numpy(), rtol=1e-6)
     assert thresholds == 5
+
+
+# --- trained clips
+
+
+def quantised(ann, levels, share):
+    """The ANN with rounded activations, a layer's clip being a share of its largest one on `images`."""
+
+    def layer_of(layer):
+        if isinstance(layer, keras.layers.ReLU):
+            return QuantisedReLU(levels, name=layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    copy = keras.models.clone_model(ann, clone_function=layer_of)
+    models.copy_weights(ann, copy)
+    largest = {name: np.abs(values).max() for name, values in traced(ann, images(3)).items()}
+    for layer in copy.layers:
+        if isinstance(layer, QuantisedReLU):
+            layer.clip.assign(share * largest[layer.name])
+    return copy
+
+
+HALF = Config(initial_membrane=0.5, v_th_scale=0.3)
+
+
+@pytest.mark.parametrize("build", [chain, residual, pooled_shortcut])
+def test_clips_are_the_scales_and_no_factor_is_put_to_thresholds(build):
+    ann = quantised(build(), 4, 0.8)
+    converted = conversion.convert(ann, dataclasses.replace(HALF, timesteps=4), [images(3)])
+    graph = Graph.of(converted.model)
+    for name, layer in graph.select(is_neuron).items():
+        clip = float(ann.get_layer(name).clip)
+        assert converted.scales[name] == pytest.approx(clip, rel=1e-5)
+        (source,) = graph.inputs[name]
+        assert float(layer.cell.v_th) == pytest.approx(clip / converted.scales[source], rel=1e-5)
+
+
+@pytest.mark.parametrize("timesteps", [1, 4, 5])
+def test_first_layer_fires_its_rounded_activations_exactly(timesteps):
+    ann, batch = quantised(chain(), timesteps, 0.7), images(3)
+    config = dataclasses.replace(HALF, timesteps=timesteps)
+    converted = conversion.convert(ann, config, [batch])
+    rate = traced(converted.model, batch)["conv1_neuron"].reshape(timesteps, 3, 6, 6, 4).mean(0)
+    activation = traced(ann, batch)["conv1_neuron"]
+    assert len(np.unique(rate)) == timesteps + 1
+    np.testing.assert_allclose(converted.scales["conv1_neuron"] * rate, activation, rtol=1e-5)
+
+
+@pytest.mark.parametrize("build", [chain, residual, pooled_shortcut])
+def test_rates_tend_to_clipped_activations_as_levels_and_timesteps_grow(build):
+    config = dataclasses.replace(HALF, timesteps=LONG)
+    found = errors(quantised(build(), LONG, 0.8), config, images(3), (SHORT, LONG))
+    for name, (short, long) in found.items():
+        assert long < 0.08 and long < short / 3, name
 
 
 # --- weights

@@ -6,7 +6,17 @@ import tensorflow as tf
 import tf_keras as keras
 from neuron_oracle import KINDS, grid_currents, lif
 
-from snn_tf.layers import LIF, Dropout, ReadOut, dropout_seed, fold_time, unfold_time
+from snn_tf.layers import (
+    FIRST_CLIP,
+    LEAST,
+    LIF,
+    Dropout,
+    QuantisedReLU,
+    ReadOut,
+    dropout_seed,
+    fold_time,
+    unfold_time,
+)
 from snn_tf.surrogate import Surrogate
 
 IMPLEMENTATIONS = ("fused", "rnn")
@@ -78,6 +88,17 @@ def test_lif_spikes_equal_oracle(implementation, leak, constant):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_lif_membranes_start_at_a_share_of_v_th(implementation):
+    timesteps, shape = 6, (2, 3, 4)
+    currents = folded_currents(timesteps, shape)
+    settings = {"implementation": implementation, "initial_membrane": 0.5}
+    per_step = currents.numpy().reshape(-1, *shape)
+    expected, _ = lif(per_step, 0.5, 0.75, initial=0.5)
+    assert (lif(per_step, 0.5, 0.75)[0] != expected).any()
+    assert_equal(make_lif(timesteps, currents, **settings)(currents), expected.reshape(-1, *shape[1:]))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_lif_adds_bias_to_bfloat16_currents_in_float32(implementation):
     currents = tf.constant([[1.0, 1.0]], tf.bfloat16)
     bias = [2.0**-9, 2.0**-11]  # of which bfloat16 sees nothing beside 1
@@ -107,12 +128,13 @@ def test_lif_fused_equals_rnn(timesteps, shape, dtype, tolerance, constant, use_
     assert_close(ours, theirs, tolerance)
 
 
+@pytest.mark.parametrize("initial", [0.0, 0.5])
 @pytest.mark.parametrize("leak", [0.5, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_lif_fused_equals_rnn_for_every_surrogate(kind, leak):
+def test_lif_fused_equals_rnn_for_every_surrogate(kind, leak, initial):
     timesteps, shape = 5, (3, 20)
     currents, upstream = folded_currents(timesteps, shape), upstream_for(timesteps, shape)
-    settings = {"surrogate": kind, "surrogate_scale": 0.7}
+    settings = {"surrogate": kind, "surrogate_scale": 0.7, "initial_membrane": initial}
     (spikes, ours), (expected, theirs) = (
         spikes_and_gradients(
             make_lif(timesteps, currents, leak, implementation=name, **settings), currents, upstream
@@ -195,6 +217,25 @@ def test_lif_traces_once_per_input_shape(implementation):
         compiled(tf.random.stateless_normal([rows, 3], SEED))
         layer.cell.v_th.assign_add(0.125)
     assert compiled.experimental_get_tracing_count() == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantised_relu_rounds_to_shares_of_its_clip_in_the_type_of_its_input(dtype):
+    layer = QuantisedReLU(4, name="neuron")
+    x = tf.constant([[-1.0, 0.75, 1.25, 2.0, 9.0]], dtype)
+    layer(x)
+    assert [w.name for w in layer.trainable_weights] == ["neuron/clip:0"]
+    assert (layer.clip.dtype, float(layer.clip)) == (tf.float32, FIRST_CLIP)
+    layer.clip.assign(2.0)
+    assert layer(x).dtype == dtype
+    assert_equal(layer(x), [[0.0, 1.0, 1.5, 2.0, 2.0]])
+
+
+def test_quantised_relu_keeps_its_clip_above_0_in_training():
+    layer = QuantisedReLU(4)
+    layer.build((1, 2))
+    keras.optimizers.legacy.SGD(1.0).apply_gradients([(tf.constant(1e3), layer.clip)])
+    assert float(layer.clip) == np.float32(LEAST)
 
 
 def test_read_out_sums_over_time():
@@ -328,7 +369,8 @@ def small_snn():
     x = LIF(3, constant_input=True, use_bias=True, surrogate="arctan", name="first")(x)
     x = keras.layers.AveragePooling2D(2)(Dropout(0.25, 3, name="dropout")(x))
     x = keras.layers.Dense(5, use_bias=False)(keras.layers.Flatten()(x))
-    x = LIF(3, implementation="rnn", surrogate_scale=0.5, name="second")(x)
+    x = QuantisedReLU(4, name="clipped")(x)
+    x = LIF(3, implementation="rnn", surrogate_scale=0.5, initial_membrane=0.25, name="second")(x)
     model = keras.Model(image, ReadOut(3, name="read_out")(keras.layers.Dense(3, use_bias=False)(x)))
     rng = np.random.default_rng(0)
     for layer in model.layers:
@@ -340,10 +382,11 @@ def test_model_of_all_layers_survives_saving(tmp_path):
     model = small_snn()
     model.save(tmp_path / "snn.keras")
     loaded = keras.models.load_model(tmp_path / "snn.keras")
-    for name in ("first", "second", "dropout", "read_out"):
+    for name in ("first", "second", "clipped", "dropout", "read_out"):
         assert loaded.get_layer(name).get_config() == model.get_layer(name).get_config()
     first, second = (loaded.get_layer(name).cell.surrogate for name in ("first", "second"))
     assert (first, second) == (Surrogate("arctan", 0.3), Surrogate("triangle", 0.5))
+    assert loaded.get_layer("second").cell.initial_membrane == 0.25
     for ours, theirs in zip(loaded.weights, model.weights, strict=True):
         assert_equal(ours, theirs)
     images = tf.random.stateless_uniform([4, 6, 6, 2], SEED)

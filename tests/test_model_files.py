@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from small_networks import initialised
+from small_networks import build, initialised
 
 from snn_tf import model_files, models, pruning
 from snn_tf.config import Config
 from snn_tf.errors import UserError
+from snn_tf.initialisation import initialise
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,17 @@ def with_config(whole, path, change):
 
 @pytest.mark.parametrize(
     "network, batch_norm, neuron",
-    [("vgg5", True, "relu"), ("vgg5", False, "lif"), ("resnet12", False, "relu")],
+    [
+        ("vgg5", True, "relu"),
+        ("vgg5", True, "quantised_relu"),
+        ("vgg5", False, "lif"),
+        ("resnet12", False, "relu"),
+    ],
 )
 def test_every_kind_of_network_is_read(tmp_path, network, batch_norm, neuron):
-    model = initialised(network, width=0.125, batch_norm=batch_norm, head="linear")
+    settings = {"width": 0.125, "batch_norm": batch_norm, "head": "linear", "activation_levels": 3}
+    model = build(network, "relu" if neuron == "lif" else neuron, **settings)
+    initialise(model, 1)
     if neuron == "lif":
         model = models.spiking(model, Config(timesteps=2, bias_current=True))
     made = pruning.wrap(model)

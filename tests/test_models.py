@@ -13,9 +13,10 @@ from small_networks import build, initialised, kernels, output_shapes, some_imag
 from snn_tf import costs, evaluation, models
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
+from snn_tf.folding import fold
 from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
 from snn_tf.initialisation import initialise
-from snn_tf.layers import LIF, Dropout, ReadOut, dropout_seed
+from snn_tf.layers import LIF, Dropout, QuantisedReLU, ReadOut, dropout_seed
 from snn_tf.pruning import wrap
 
 VGG = {
@@ -304,6 +305,20 @@ def test_snn_has_graph_names_and_kernels_of_the_ann(network):
     assert all(isinstance(layer, LIF) for layer in snn_graph.select(is_neuron).values())
 
 
+@pytest.mark.parametrize("network", ["vgg5", "resnet12"])
+def test_ann_of_quantised_activations_has_the_graph_of_that_with_relu(network):
+    settings = {"image_shape": (8, 8, 3), "width": 0.05, "activation_levels": 4, "batch_norm": True}
+    plain, quantised = (build(network, neuron, **settings) for neuron in ("relu", "quantised_relu"))
+    assert Graph.of(plain).inputs == Graph.of(quantised).inputs
+    assert output_shapes(plain) == output_shapes(quantised)
+    assert models.attended(plain) == models.attended(quantised)
+    neurons = Graph.of(quantised).select(is_neuron)
+    assert neurons.keys() == Graph.of(plain).select(is_neuron).keys()
+    assert {layer.levels for layer in neurons.values() if isinstance(layer, QuantisedReLU)} == {4}
+    snn = Graph.of(models.spiking(fold(quantised), Config(timesteps=2)))
+    assert all(isinstance(layer, LIF) for layer in snn.select(is_neuron).values())
+
+
 def test_snn_is_built_by_its_name():
     ann, snn = (build("vgg5", neuron, image_shape=(4, 4, 1), width=0.1) for neuron in ("relu", "lif"))
     assert not evaluation.is_spiking(ann) and evaluation.is_spiking(snn)
@@ -343,6 +358,7 @@ def test_snn_settings_reach_neurons_dropout_and_read_out():
         lif="rnn",
         surrogate="arctan",
         surrogate_scale=0.7,
+        initial_membrane=0.25,
         bias_current=True,
     )
     ann = build("vgg5", image_shape=(4, 4, 1), width=0.1)
@@ -354,6 +370,7 @@ def test_snn_settings_reach_neurons_dropout_and_read_out():
         for layer in Graph.of(snn).select(is_neuron).values():
             assert (layer.implementation, layer.use_bias) == ("rnn", True)
             assert (layer.cell.surrogate.kind, layer.cell.surrogate.scale) == ("arctan", 0.7)
+            assert layer.cell.initial_membrane == 0.25
             assert not layer.bias_current.numpy().any()
 
 

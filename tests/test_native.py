@@ -35,16 +35,17 @@ def with_gradients(scan, current, leak, v_th, *rest):
     return [x.numpy() for x in (spikes, *tape.gradient(loss, [current, leak, v_th]))]
 
 
-def native_scan(current, leak, v_th, timesteps, surrogate):
-    return lif_native(current, leak, v_th, tf.zeros([0]), timesteps, surrogate)
+def native_scan(current, leak, v_th, timesteps, surrogate, initial=0.0):
+    return lif_native(current, leak, v_th, tf.zeros([0]), timesteps, surrogate, initial)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("neurons", [1, BLOCK - 1, BLOCK, BLOCK + 1, 33 * BLOCK + 7])
 @pytest.mark.parametrize("timesteps", [1, 2, 5])
-def test_native_equals_fused_on_exact_values(timesteps, neurons, kind):
+@pytest.mark.parametrize("initial", [0.0, 0.5])
+def test_native_equals_fused_on_exact_values(initial, timesteps, neurons, kind):
     current = tf.constant(grid_currents(np.random.default_rng(timesteps), (timesteps, neurons)))
-    settings = (0.5, 0.75, timesteps, Surrogate(kind, 0.5))
+    settings = (0.5, 0.75, timesteps, Surrogate(kind, 0.5), initial)
     spikes, *gradients = with_gradients(native_scan, current, *settings)
     expected, *wanted = with_gradients(lif_scan, current, *settings)
     np.testing.assert_array_equal(spikes, expected)
@@ -63,7 +64,7 @@ def test_native_equals_fused_over_64_steps():
 
 def test_native_takes_a_constant_current():
     current = tf.constant(grid_currents(np.random.default_rng(2), (1, 2, 300)))
-    settings = (0.5, 0.75, 6, Surrogate())
+    settings = (0.5, 0.75, 6, Surrogate(), 0.25)
     for ours, theirs in zip(
         with_gradients(native_scan, current, *settings),
         with_gradients(lif_scan, current, *settings),
@@ -143,7 +144,9 @@ def test_native_keeps_only_the_current_for_the_gradient():
 
 def test_mismatched_current_is_an_error():
     with pytest.raises(tf.errors.InvalidArgumentError, match="1 or `timesteps` rows"):
-        native.operations().snn_tf_lif(tf.zeros([3, 4]), 1.0, 1.0, tf.zeros([0]), timesteps=5)
+        native.operations().snn_tf_lif(
+            tf.zeros([3, 4]), 1.0, 1.0, tf.zeros([0]), timesteps=5, initial=0.0
+        )
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Tests of `snn_tf.neuron`: sequences drawn by hand, a NumPy oracle, and a smooth twin's differences."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tensorflow as tf
 from neuron_oracle import KINDS, antiderivative, grid_currents, lif
 
-from snn_tf.neuron import lif_compiled, lif_scan, lif_step
+from snn_tf.neuron import lif_compiled, lif_scan, lif_step, quantised_relu
 from snn_tf.surrogate import Surrogate
 
 TOLERANCE = 1e-4  # of float32 sums in another order
@@ -35,10 +36,10 @@ SEQUENCES = {
 }
 
 
-def iterate(current, leak, v_th, timesteps, surrogate):
+def iterate(current, leak, v_th, timesteps, surrogate, initial=0.0):
     """`lif_step` over time, for a current of every step or of all steps."""
     currents = tf.unstack(tf.cast(current, tf.float32)) * (timesteps // current.shape[0])
-    membrane = tf.zeros_like(currents[0])
+    membrane = tf.zeros_like(currents[0]) + initial * v_th
     trains = []
     for arriving in currents:
         spikes, membrane = lif_step(membrane, arriving, leak, v_th, surrogate)
@@ -96,14 +97,16 @@ def test_oracle_follows_sequence_by_hand(name):
     assert [values[:, 0].tolist() for values in ours] == [spikes, membranes]
 
 
+@pytest.mark.parametrize("initial", [0.0, 0.5])
 @pytest.mark.parametrize("leak", [0.5, 1.0])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("timesteps, shape", [(1, (3,)), (2, (2, 3, 4, 5)), (7, (1, 8)), (64, (40,))])
-def test_scan_spikes_equal_oracle(timesteps, shape, dtype, leak):
+@pytest.mark.parametrize("timesteps, shape", [(1, (6,)), (2, (2, 3, 4, 5)), (7, (1, 8)), (64, (40,))])
+def test_scan_spikes_equal_oracle(timesteps, shape, dtype, leak, initial):
     rng = np.random.default_rng(timesteps)
     current = grid_currents(rng, (timesteps, *shape))
-    expected, _ = lif(current, leak, 0.75)
-    ours = lif_scan(tf.cast(current, dtype), tf.constant(leak), tf.constant(0.75), timesteps, TRIANGLE)
+    expected, _ = lif(current, leak, 0.75, initial)
+    settings = (tf.constant(leak), tf.constant(0.75), timesteps, TRIANGLE, initial)
+    ours = lif_scan(tf.cast(current, dtype), *settings)
     assert ours.dtype == dtype and 0.0 < expected.mean() < 1.0
     np.testing.assert_array_equal(tf.cast(ours, tf.float32), expected)
 
@@ -150,6 +153,37 @@ def test_scan_equals_steps_and_their_autodiff(timesteps, shape, dtype, tolerance
     if timesteps == 1:
         assert float(ours.pop(1)) == float(theirs.pop(1)) == 0.0
     assert_gradients_close(ours, theirs, tolerance)
+
+
+@pytest.mark.parametrize("timesteps, constant", [(1, False), (5, False), (5, True)])
+@pytest.mark.parametrize("scan", [lif_scan, lif_compiled])
+def test_gradients_through_the_first_membrane_equal_autodiff(scan, timesteps, constant):
+    arguments = problem(timesteps, (60,), constant=constant)
+    spikes, *ours = with_gradients(functools.partial(scan, initial=0.5), *arguments)
+    expected, *theirs = with_gradients(functools.partial(iterate, initial=0.5), *arguments)
+    np.testing.assert_array_equal(spikes, expected)
+    assert_gradients_close(ours, theirs, TOLERANCE)
+    _, *without = with_gradients(scan, *arguments)
+    assert all(np.abs(one - other).max() > 1e-2 for one, other in zip(ours, without, strict=True))
+
+
+def test_gradient_of_the_first_membrane_by_hand():
+    # u = 0.5 · 0.5 · 2 + 1.25 = 1.75 and no spike; z = −0.125, do/dz = 0.2625, dL/du = 0.13125.
+    # dL/dleak = dL/du · 1; dL/dv_th = −0.2625 · 1.75 / 4 + 0.5 · leak · dL/du.
+    arguments = (tf.constant([[1.25]]), tf.constant(0.5), tf.constant(2.0), 1, TRIANGLE)
+    scan = functools.partial(lif_scan, initial=0.5)
+    spikes, *gradients = with_gradients(scan, *arguments, tf.ones([1, 1]))
+    assert spikes.numpy().tolist() == [[0.0]]
+    for ours, expected in zip(gradients, ([[0.13125]], 0.13125, -0.08203125), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("initial, rounded", [(0.0, np.floor), (0.5, lambda x: np.floor(x + 0.5))])
+def test_first_membrane_decides_how_spike_counts_are_rounded(initial, rounded):
+    current = np.linspace(0.011, 0.989, 40, dtype=np.float32)
+    settings = (tf.constant(1.0), tf.constant(1.0), 5, TRIANGLE, initial)
+    counts = tf.reduce_sum(lif_scan(tf.constant(current)[tf.newaxis], *settings), axis=0)
+    np.testing.assert_array_equal(counts, rounded(5 * current))
 
 
 @pytest.mark.parametrize("leak", [0.5, 1.0])
@@ -227,13 +261,13 @@ def random_network(seed):
     return {k: np.asarray(v, np.float32).astype(np.float64) for k, v in draws.items()}, np.float32(x)
 
 
-def twin(parameters, x, kind, point=None):
+def twin(parameters, x, kind, initial, point=None):
     """Loss ½ Σ logits², and what the layers do: o and z, each [2, T] lists, in float64.
 
     Without a `point` neurons spike. With one, o = o₀ + σ(z) − σ(z₀) and the reset takes o₀: a
     differentiable function with the same values there.
     """
-    membranes, logits = [0.0, 0.0], 0.0
+    membranes, logits = [initial * parameters[name] for name in ("v_th1", "v_th2")], 0.0
     fired, potentials = [[], []], [[], []]
     for t, o in enumerate(x.astype(np.float64)):
         for layer in (0, 1):
@@ -251,7 +285,7 @@ def twin(parameters, x, kind, point=None):
     return 0.5 * np.sum(logits**2), (fired, potentials)
 
 
-def central_differences(parameters, x, kind, point, step=1e-6):
+def central_differences(parameters, x, kind, initial, point, step=1e-6):
     gradients = {}
     for name, value in parameters.items():
         gradients[name] = np.zeros_like(value)
@@ -260,20 +294,21 @@ def central_differences(parameters, x, kind, point, step=1e-6):
             for sign in (1.0, -1.0):
                 moved = value.copy()
                 moved[index] += sign * step
-                losses.append(twin({**parameters, name: moved}, x, kind, point)[0])
+                losses.append(twin({**parameters, name: moved}, x, kind, initial, point)[0])
             gradients[name][index] = (losses[0] - losses[1]) / (2.0 * step)
     return gradients
 
 
+@pytest.mark.parametrize("initial", [0.0, 0.25])
 @pytest.mark.parametrize("scan", [lif_scan, iterate])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_equal_differences_of_smooth_twin(kind, scan):
+def test_gradients_equal_differences_of_smooth_twin(kind, scan, initial):
     parameters, x = random_network(seed=5)
-    loss, point = twin(parameters, x, kind)
+    loss, point = twin(parameters, x, kind, initial)
     for spikes in point[0]:
         assert np.sum(spikes, axis=0).max() >= 3, "at least two resets before the last spike"
     assert min(np.abs(np.abs(point[1][i]) - kink).min() for i in (0, 1) for kink in (0, 0.5)) > 1e-4
-    expected = central_differences(parameters, x, kind, point)
+    expected = central_differences(parameters, x, kind, initial, point)
 
     tensors = {name: tf.constant(value, tf.float32) for name, value in parameters.items()}
     with tf.GradientTape() as tape:
@@ -281,7 +316,7 @@ def test_gradients_equal_differences_of_smooth_twin(kind, scan):
         o = tf.constant(x)
         for layer in "12":
             leak, v_th = tensors["leak" + layer], tensors["v_th" + layer]
-            o = scan(o @ tensors["w" + layer], leak, v_th, STEPS, Surrogate(kind, 0.3))
+            o = scan(o @ tensors["w" + layer], leak, v_th, STEPS, Surrogate(kind, 0.3), initial)
         logits = tf.reduce_sum(o @ tensors["w3"], axis=0)
         ours = 0.5 * tf.reduce_sum(tf.square(logits))
     gradients = tape.gradient(ours, tensors)
@@ -314,6 +349,62 @@ def source(tensor):
     while tensor.op.type in ("Identity", "IdentityN"):
         tensor = tensor.op.inputs[tensor.value_index]
     return tensor
+
+
+def clipped_currents():
+    """Currents from below 0 to past a clip of 1.5, none halfway between two of 5 levels."""
+    return np.linspace(-1.013, 2.487, 101, dtype=np.float32)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 16])
+def test_quantised_relu_is_the_rate_of_spikes_times_the_clip(levels):
+    x = clipped_currents()
+    spikes, _ = lif(np.broadcast_to(x, (levels, *x.shape)), 1.0, 1.5, initial=0.5)
+    expected = 1.5 * spikes.mean(0)
+    ours = quantised_relu(tf.constant(x), tf.constant(1.5), levels)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    assert len(np.unique(expected)) == levels + 1
+
+
+def test_quantised_relu_rounds_halves_up():
+    x = tf.constant([-0.25, 0.0, 0.125, 0.25, 0.375, 0.875, 1.0, 4.0])
+    expected = [0.0, 0.0, 0.25, 0.25, 0.5, 1.0, 1.0, 1.0]
+    assert quantised_relu(x, tf.constant(1.0), 4).numpy().tolist() == expected
+
+
+def straight_through(x, clip, levels, point):
+    """Σ (1 + i mod 3) · h where rounding adds what it adds at `point` = (x₀, λ₀), in float64."""
+    level = levels * np.clip(x / clip, 0.0, 1.0)
+    level_0 = levels * np.clip(point[0] / point[1], 0.0, 1.0)
+    rounding = np.floor(level_0 + 0.5) - level_0
+    return np.sum((1 + np.arange(x.size) % 3) * clip * (level + rounding) / levels)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_quantised_relu_has_the_gradient_of_its_straight_through_form(compiled, dtype, tolerance):
+    x = tf.cast(clipped_currents(), dtype)
+    weights = tf.cast(1 + tf.range(x.shape[0]) % 3, dtype)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([101] if compiled else [None], dtype), tf.TensorSpec([])]
+    )
+    def gradients(x, clip):
+        with tf.GradientTape() as tape:
+            tape.watch([x, clip])
+            h = quantised_relu(x, clip, 5)
+        return tape.gradient(h, [x, clip], output_gradients=weights)
+
+    calls = [op.type for op in gradients.get_concrete_function().graph.get_operations()]
+    assert ("StatefulPartitionedCall" in calls or "PartitionedCall" in calls) == compiled
+    d_x, d_clip = gradients(x, tf.constant(1.5))
+    values, step = tf.cast(x, tf.float64).numpy(), 1e-6
+    moved = [straight_through(values, 1.5 + s, 5, (values, 1.5)) for s in (step, -step)]
+    assert d_clip.dtype == tf.float32
+    np.testing.assert_allclose(d_clip, (moved[0] - moved[1]) / (2 * step), rtol=tolerance)
+    within = (values >= 0.0) & (values <= 1.5)
+    assert d_x.dtype == dtype
+    np.testing.assert_array_equal(tf.cast(d_x, tf.float32), within * tf.cast(weights, tf.float32))
 
 
 def test_scan_keeps_only_the_current_for_its_gradient():

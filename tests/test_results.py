@@ -199,6 +199,22 @@ def test_density_schedule_is_named_where_it_is_not_the_published_one(tmp_path, m
     assert comparison.masks_of(groups_of(tmp_path)["row"]) == words
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "attention", "attention": 0.0}, "attention, β = 0, cubic"),
+        ({"method": "magnitude", "attention": 0.0}, "magnitude, β = 0"),
+        ({"method": "attention", "activation_levels": 5}, "attention, cubic, 5 levels"),
+        ({"method": "dense", "attention": 0.0}, "dense"),
+    ],
+)
+def test_loss_and_activations_of_the_student_are_named_where_they_are_not_the_usual(
+    tmp_path, settings, words
+):
+    put(tmp_path, "row", record(answers(300), answers(340), **settings))
+    assert comparison.masks_of(groups_of(tmp_path)["row"]) == words
+
+
 def test_short_table_takes_its_place_in_a_page(rows):
     page = rows / "page.md"
     before, after = "# Title\n", "\nafter <!-- end of rows --> too\n"

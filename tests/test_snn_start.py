@@ -43,12 +43,13 @@ def test_respiking_at_the_same_t_is_the_same_network(first):
 
 def test_respiking_changes_t_and_the_surrogate_and_no_number(first):
     trained = pruning.unwrap(model_of(first, configs.TRAIN_SNN))
-    settings = {"timesteps": 7, "surrogate": "arctan", "surrogate_scale": 0.7}
+    settings = {"timesteps": 7, "surrogate": "arctan", "surrogate_scale": 0.7, "initial_membrane": 0.5}
     longer = models.respiking(trained, config_of(first, **settings))
     assert {layer.timesteps for layer in longer.layers if hasattr(layer, "timesteps")} == {7}
     for layer in neurons(longer).values():
         made = layer.get_config()
         assert (made["surrogate"], made["surrogate_scale"]) == ("arctan", 0.7)
+        assert made["initial_membrane"] == 0.5
     for old, new in zip(trained.get_weights(), longer.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)
 

@@ -18,7 +18,8 @@ from snn_tf import config as configs
 from snn_tf import data, models, pruners, pruning, runs, stages, training
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError, UserError
-from snn_tf.graph import is_norm
+from snn_tf.graph import Graph, is_neuron, is_norm
+from snn_tf.layers import FIRST_CLIP
 from snn_tf.runs import StageFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +160,19 @@ def test_student_can_start_from_the_meta_model(teacher, student, structure):
     else:
         apart = np.abs(found[..., None, :] - trained[..., None]).max(axis=(0, 1, 2))
         assert apart.min(axis=0).max() < 1e-5
+
+
+@pytest.mark.parametrize("structure", ["irregular", "channel"])
+def test_trained_clips_of_the_student_become_thresholds(tmp_path, student, structure):
+    settings = {"activation_levels": 3, "initial_membrane": 0.5, "batch_norm": False}
+    _, model = student(configs.CONVERT, configs.TRAIN_SNN, structure=structure, **settings)
+    clips = {name: float(layer.clip) for name, layer in Graph.of(model).select(is_neuron).items()}
+    assert all(0.0 < clip != FIRST_CLIP for clip in clips.values())
+    converted, scale = model_of(tmp_path, configs.CONVERT), 1.0
+    for name, layer in Graph.of(converted).select(is_neuron).items():
+        assert layer.cell.initial_membrane == 0.5
+        assert float(layer.cell.v_th) == pytest.approx(clips[name] / scale, rel=1e-5)
+        scale = clips[name]
 
 
 def test_student_that_does_not_fit_the_meta_models_weights_is_refused(tmp_path, teacher):

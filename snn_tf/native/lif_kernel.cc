@@ -85,6 +85,11 @@ inline void Fire(float v_th, const float* __restrict u, Value* __restrict spikes
   for (int64_t i = 0; i < width; ++i) Store(u[i] > v_th ? 1.0f : 0.0f, spikes + i);
 }
 
+// The membranes before the first step.
+inline void Start(const LifParameters& p, float* __restrict membrane) {
+  std::fill_n(membrane, kBlock, p.initial * p.v_th);
+}
+
 inline void Reset(float v_th, const float* __restrict u, float* __restrict membrane, int64_t width) {
   for (int64_t i = 0; i < width; ++i) membrane[i] = u[i] - (u[i] > v_th ? v_th : 0.0f);
 }
@@ -124,7 +129,7 @@ void Backward(const LifShape& shape, const LifParameters& p, float scale, const 
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t width = std::min(kBlock, end - first);
     FillBias(shape, p.bias, first, bias);
-    std::memset(membrane, 0, sizeof(membrane));
+    Start(p, membrane);
     for (int64_t t = 0; t < shape.steps; ++t) {
       const int64_t row = shape.constant ? 0 : t;
       float* u = scratch + t * kBlock;
@@ -134,14 +139,18 @@ void Backward(const LifShape& shape, const LifParameters& p, float scale, const 
     Accumulators totals;
     for (int64_t t = shape.steps - 1; t >= 0; --t) {
       const float* u = scratch + t * kBlock;
-      std::memset(membrane, 0, sizeof(membrane));
-      if (t) Reset(p.v_th, u - kBlock, membrane, width);
+      if (t) {
+        Reset(p.v_th, u - kBlock, membrane, width);
+      } else {
+        Start(p, membrane);
+      }
       StepBack<kKind>(p.leak, p.v_th, scale, d_spikes + t * shape.neurons + first, u, membrane, totals.d_u,
                       totals.rho, totals.d_leak, totals.d_v_th, width);
       for (int64_t i = 0; i < width; ++i) totals.d_current[i] += totals.d_u[i];
       if (!shape.constant) StoreRow(totals.d_u, d_current + t * shape.neurons + first, width);
     }
     if (shape.constant) StoreRow(totals.d_current, d_current + first, width);
+    for (int64_t i = 0; i < width; ++i) totals.d_v_th[i] += p.initial * totals.rho[i];
     sums->d_leak += Sum(totals.d_leak);
     sums->d_v_th += Sum(totals.d_v_th);
     int64_t channel = p.bias ? first % shape.channels : 0;
@@ -163,7 +172,7 @@ void LifForward(const LifShape& shape, const LifParameters& p, const Value* curr
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t width = std::min(kBlock, end - first);
     FillBias(shape, p.bias, first, bias);
-    std::memset(membrane, 0, sizeof(membrane));
+    Start(p, membrane);
     for (int64_t t = 0; t < shape.steps; ++t) {
       const int64_t row = shape.constant ? 0 : t;
       Integrate(p.leak, current + row * shape.neurons + first, bias, membrane, u, width);

@@ -23,6 +23,7 @@ struct LifShape {
 struct LifParameters {
   float leak;
   float v_th;
+  float initial;      // membranes before the first step, as a share of v_th
   const float* bias;  // [channels], or null
 };
 

@@ -27,6 +27,7 @@ constexpr int64_t kCyclesPerNeuronStep = 4;
 REGISTER_OP("SnnTfLif")
     .Attr("T: {float, bfloat16}")
     .Attr("timesteps: int >= 1")
+    .Attr("initial: float")
     .Input("current: T")
     .Input("leak: float")
     .Input("v_th: float")
@@ -46,6 +47,7 @@ REGISTER_OP("SnnTfLifGrad")
     .Attr("T: {float, bfloat16}")
     .Attr("surrogate: int")
     .Attr("scale: float")
+    .Attr("initial: float")
     .Input("current: T")
     .Input("leak: float")
     .Input("v_th: float")
@@ -74,7 +76,7 @@ struct Bits<Eigen::bfloat16> {
 
 // Shape of a problem and its parameters, read from the common inputs. An empty bias means none.
 struct Problem {
-  Problem(OpKernelContext* context, int64_t steps) {
+  Problem(OpKernelContext* context, int64_t steps, float initial) {
     const Tensor& current = context->input(0);
     const Tensor& bias = context->input(3);
     const int64_t rows = current.dim_size(0);
@@ -84,6 +86,7 @@ struct Problem {
     shape.constant = rows == 1 && steps > 1;
     parameters.leak = context->input(1).scalar<float>()();
     parameters.v_th = context->input(2).scalar<float>()();
+    parameters.initial = initial;
     parameters.bias = shape.channels ? bias.flat<float>().data() : nullptr;
     valid = rows == 1 || rows == steps;
   }
@@ -112,11 +115,12 @@ class LifOp : public OpKernel {
  public:
   explicit LifOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("timesteps", &steps_));
+    OP_REQUIRES_OK(context, context->GetAttr("initial", &initial_));
   }
 
   void Compute(OpKernelContext* context) override {
     using Value = typename Bits<T>::type;
-    const Problem problem(context, steps_);
+    const Problem problem(context, steps_, initial_);
     OP_REQUIRES(context, problem.valid,
                 absl::InvalidArgumentError("current must have 1 or `timesteps` rows"));
     TensorShape shape = context->input(0).shape();
@@ -132,6 +136,7 @@ class LifOp : public OpKernel {
 
  private:
   int steps_;
+  float initial_;
 };
 
 template <typename T>
@@ -140,12 +145,13 @@ class LifGradOp : public OpKernel {
   explicit LifGradOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("surrogate", &surrogate_));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
+    OP_REQUIRES_OK(context, context->GetAttr("initial", &initial_));
   }
 
   void Compute(OpKernelContext* context) override {
     using Value = typename Bits<T>::type;
     const Tensor& d_spikes = context->input(4);
-    const Problem problem(context, d_spikes.dim_size(0));
+    const Problem problem(context, d_spikes.dim_size(0), initial_);
     OP_REQUIRES(context, problem.valid, absl::InvalidArgumentError("current does not fit d_spikes"));
     Tensor *d_current, *d_leak, *d_v_th, *d_bias;
     OP_REQUIRES_OK(context, context->allocate_output(0, context->input(0).shape(), &d_current));
@@ -181,6 +187,7 @@ class LifGradOp : public OpKernel {
  private:
   int surrogate_;
   float scale_;
+  float initial_;
 };
 
 #define SNN_TF_REGISTER(T)                                                                             \
