@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from snn_tf import files
-from snn_tf.config import PUBLISHED_SCHEDULES
+from snn_tf.config import PUBLISHED_SCHEDULES, Config
 from snn_tf.errors import UserError, first_line
 from snn_tf.results import (
     Difference,
@@ -221,7 +221,7 @@ def masks_of(group: Group) -> str:
     if config["method"] == "dense":
         return "dense"
     words = [config["method"]]
-    words += [] if config["attention"] else ["β = 0"]
+    words += [] if config["attention"] == Config.attention else [f"β = {config['attention']:g}"]
     if config["method"] == "attention":
         saliency = config.get("saliency", "layer_magnitude")
         words += [] if saliency == "layer_magnitude" else [saliency]
