@@ -200,8 +200,7 @@ class Config:
         16, "Images in such a batch.", "Conversion", (CONVERT,), "images", low=1)
     v_th_scale: float = setting(
         0.3, "kappa: all calibrated v_th are multiplied by it; v_th from --activation_levels are not.",
-        "Conversion", (CONVERT,),
-        low=0, low_open=True)
+        "Conversion", (CONVERT,), low=0, low_open=True)
     weight_rms: float = setting(
         0.0, "Root mean square of the kept weights before each layer of neurons, about which weights, "
         "bias current and v_th are scaled together, by a power of two: spikes stay the same, and steps "

@@ -61,9 +61,8 @@ def convert(ann: keras.Model, config: Config, batches: Sequence[np.ndarray]) -> 
     scales = calibration.run()
     snn = models.spiking(ann, config)
     models.copy_weights(calibration.snn, snn)
-    clipped = calibration.clips
-    for name, layer in Graph.of(snn).select(is_neuron).items():
-        if name not in clipped:
+    if not calibration.clips:
+        for layer in Graph.of(snn).select(is_neuron).values():
             layer.cell.v_th.assign(config.v_th_scale * layer.cell.v_th)
     if config.weight_rms:
         _equalise(Graph.of(snn), config.weight_rms)

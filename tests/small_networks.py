@@ -8,7 +8,7 @@ import tf_keras as keras
 from snn_tf import models
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
-from snn_tf.graph import Graph, inner, is_norm, is_synapse
+from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
 from snn_tf.initialisation import initialise
 
 
@@ -39,6 +39,19 @@ def scramble(model, seed) -> None:
         layer.beta.assign(rng.normal(0.2, 0.5, size))
         layer.moving_mean.assign(rng.normal(0.3, 1.0, size))
         layer.moving_variance.assign(rng.uniform(0.2, 3.0, size))
+
+
+def spread_clips(model) -> dict[str, float]:
+    """Gives every layer of quantised activations a clip of its own: 0.5, 1.5 and so on, by name."""
+    clips = {}
+    for number, (name, layer) in enumerate(Graph.of(model).select(is_neuron).items()):
+        clips[name] = 0.5 + number
+        layer.clip.assign(clips[name])
+    return clips
+
+
+def clips_of(model) -> dict[str, float]:
+    return {name: float(layer.clip) for name, layer in Graph.of(model).select(is_neuron).items()}
 
 
 def some_images(count, image_shape, seed=0) -> np.ndarray:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import tf_keras as keras
-from small_networks import build, initialised, kernels, scramble, some_images
+from small_networks import build, clips_of, initialised, kernels, scramble, some_images, spread_clips
 
 from snn_tf import pruning
 from snn_tf.errors import UserError
 from snn_tf.folding import fold
-from snn_tf.graph import Graph, is_neuron, is_norm
+from snn_tf.graph import Graph, is_norm
 
 SHAPE = (8, 8, 3)
 NETWORKS = {
@@ -73,12 +73,8 @@ def test_folding_keeps_zeros_and_leaves_the_original_alone():
 
 def test_folding_keeps_trained_clips():
     model = build("vgg5", "quantised_relu", SHAPE, width=0.02, batch_norm=True, activation_levels=3)
-    clips = {}
-    for number, (name, layer) in enumerate(Graph.of(model).select(is_neuron).items()):
-        layer.clip.assign(0.5 + number)
-        clips[name] = 0.5 + number
-    folded = Graph.of(fold(model)).select(is_neuron)
-    assert {name: float(layer.clip) for name, layer in folded.items()} == clips
+    clips = spread_clips(model)
+    assert clips_of(fold(model)) == clips
 
 
 def test_network_without_norms_is_returned_as_it_is():

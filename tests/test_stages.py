@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tf_keras as keras
 from run_folders import SETTINGS, config_of, model_of, record
-from small_networks import kernels, spec_of
+from small_networks import clips_of, kernels, spec_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from snn_tf import config as configs
@@ -166,7 +166,7 @@ def test_student_can_start_from_the_meta_model(teacher, student, structure):
 def test_trained_clips_of_the_student_become_thresholds(tmp_path, student, structure):
     settings = {"activation_levels": 3, "initial_membrane": 0.5, "batch_norm": False}
     _, model = student(configs.CONVERT, configs.TRAIN_SNN, structure=structure, **settings)
-    clips = {name: float(layer.clip) for name, layer in Graph.of(model).select(is_neuron).items()}
+    clips = clips_of(model)
     assert all(0.0 < clip != FIRST_CLIP for clip in clips.values())
     converted, scale = model_of(tmp_path, configs.CONVERT), 1.0
     for name, layer in Graph.of(converted).select(is_neuron).items():

@@ -5,19 +5,21 @@ import pytest
 import tf_keras as keras
 from small_networks import (
     build,
+    clips_of,
     initialised,
     kernels,
     output_shapes,
     scramble,
     some_images,
     spec_of,
+    spread_clips,
     weights_of,
 )
 
 from snn_tf import costs, evaluation, models, pruning
 from snn_tf.channels import ChannelBudget, ChannelLayer
 from snn_tf.config import Config
-from snn_tf.graph import Graph, inner, is_neuron, is_synapse
+from snn_tf.graph import Graph, inner, is_synapse
 from snn_tf.surgery import channel_layers, output_positions, remove_channels, tie_groups
 
 SHAPE = (8, 8, 3)
@@ -287,12 +289,8 @@ def test_cut_of_nothing_gives_the_same_network():
 
 def test_cut_network_keeps_trained_clips():
     model = build("vgg5", "quantised_relu", SHAPE, width=0.1, activation_levels=3)
-    clips = {}
-    for number, (name, layer) in enumerate(Graph.of(model).select(is_neuron).items()):
-        layer.clip.assign(0.5 + number)
-        clips[name] = 0.5 + number
-    small = Graph.of(remove_channels(model, some_channels(model))).select(is_neuron)
-    assert {name: float(layer.clip) for name, layer in small.items()} == clips
+    clips = spread_clips(model)
+    assert clips_of(remove_channels(model, some_channels(model))) == clips
 
 
 def test_cut_network_takes_the_biases_of_active_channels():
