@@ -76,6 +76,18 @@ class Graph:
         return found
 
 
+def neuron_parameters(model: keras.Model) -> dict[str, dict[str, float]]:
+    """What neurons train, by kind and layer name: v_th and leak of an SNN, clip of a quantised ANN."""
+    neurons = Graph.of(model).select(is_neuron).items()
+    cells = {name: layer.cell for name, layer in neurons if isinstance(layer, LIF)}
+    clipped = {name: layer for name, layer in neurons if isinstance(layer, QuantisedReLU)}
+    owners = {"v_th": cells, "leak": cells, "clip": clipped}
+    return {
+        kind: {name: float(getattr(owner, kind)) for name, owner in found.items()}
+        for kind, found in owners.items()
+    }
+
+
 def _feeding(layer: Layer) -> tuple[str, ...]:
     if is_image(layer):
         return ()

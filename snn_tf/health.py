@@ -14,8 +14,15 @@ STILL = 0.95
 
 _LOSS_REMEDIES = {
     TRAIN_ANN: "raise --ann_learning_rate, or set --batch_norm or --warmup_epochs",
-    COMPRESS: "raise --ann_learning_rate or --density, or set --batch_norm or --density_schedule=cubic",
+    COMPRESS: "raise --ann_learning_rate or --density, set --batch_norm, or change "
+    "--density_schedule=constant to cubic",
     TRAIN_SNN: "raise --snn_learning_rate or --surrogate_scale, or lower --v_th_scale",
+}
+
+_BOUND_REMEDIES = {
+    "v_th": "lower --snn_learning_rate, or set --train_v_th=false",
+    "leak": "lower --snn_learning_rate, or set --train_leak=false",
+    "clip": "lower --ann_learning_rate, or set --activation_levels=0",
 }
 
 
@@ -49,16 +56,16 @@ def at_bounds(parameters: Mapping[str, Mapping[str, float]], least: float) -> li
     A leak of 1, its upper bound, is nothing to warn of: every SNN starts there.
 
     Args:
-      parameters: float32 values by layer name, of "v_th" and "leak".
+      parameters: float32 values by kind and layer name, see `snn_tf.graph.neuron_parameters`.
       least: their lower bound.
     """
     found = []
-    for kind, remedy in (("v_th", "--train_v_th=false"), ("leak", "--train_leak=false")):
+    for kind, remedy in _BOUND_REMEDIES.items():
         # A parameter holds the bound as float32 does, which may be more.
         names = [name for name, value in parameters[kind].items() if value <= least * (1 + 1e-6)]
         if names:
             line = f"{kind} of {', '.join(names)} is at its lower bound, {least:g}"
-            found.append(f"{line}; lower --snn_learning_rate, or set {remedy}")
+            found.append(f"{line}; {remedy}")
     return found
 
 

@@ -9,8 +9,7 @@ import tf_keras as keras
 
 from snn_tf import pruning
 from snn_tf.evaluation import Evaluation
-from snn_tf.graph import Graph, inner, is_neuron, is_synapse
-from snn_tf.layers import LIF
+from snn_tf.graph import Graph, inner, is_synapse, neuron_parameters
 
 _MAP_PIXELS = 64
 
@@ -29,16 +28,14 @@ class TensorBoard:
         self.writer.flush()
 
     def state(self, step: int, model: keras.Model, evaluation: Evaluation) -> None:
-        """Writes validation accuracy, densities, v_th, leak, spike rates, and weight histograms."""
+        """Writes validation accuracy, densities, neurons' parameters, spike rates, weight histograms."""
         graph = Graph.of(model)
         masks = pruning.masks(model)
         values = {"accuracy/validation": evaluation.accuracy}
         if pruning.wrappers(model):
             values |= {f"density/{name}": float(mask.mean()) for name, mask in masks.items()}
-        for name, layer in graph.select(is_neuron).items():
-            if isinstance(layer, LIF):
-                values[f"v_th/{name}"] = float(layer.cell.v_th)
-                values[f"leak/{name}"] = float(layer.cell.leak)
+        for kind, found in neuron_parameters(model).items():
+            values |= {f"{kind}/{name}": value for name, value in found.items()}
         values |= {f"spike_rate/{name}": rate for name, rate in evaluation.spike_rates().items()}
         self.scalars(step, values)
         with self.writer.as_default(step=step):

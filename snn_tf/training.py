@@ -21,8 +21,8 @@ from snn_tf.checkpoints import Checkpoints
 from snn_tf.config import Config
 from snn_tf.errors import Interrupted, UserError
 from snn_tf.evaluation import Evaluation, Evaluator
-from snn_tf.graph import Graph, is_neuron
-from snn_tf.layers import LEAST, LIF, dropout_seed
+from snn_tf.graph import neuron_parameters
+from snn_tf.layers import LEAST, dropout_seed
 from snn_tf.objectives import AttentionGuided, Objective
 from snn_tf.pruners import Pruner
 from snn_tf.runs import StageFolder
@@ -183,7 +183,7 @@ class Trainer:
             churn = self.pruner.update(step, self.update.optimizer)
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
         if ends_epoch:
-            self._handle_degenerate(step, health.at_bounds(self._neuron_parameters(), LEAST))
+            self._handle_degenerate(step, health.at_bounds(neuron_parameters(self.model), LEAST))
         if self._validates(step):
             with interruption.immediate():
                 self._validate(step, batch)
@@ -269,15 +269,6 @@ class Trainer:
                 variable.assign(value)
         total = sum(norms.values()) or 1.0
         return {f"gradient_share/{name}": norm / total for name, norm in norms.items()}
-
-    def _neuron_parameters(self) -> dict[str, dict[str, float]]:
-        """v_th and leak by layer name; of an ANN, none."""
-        layers = Graph.of(self.model).select(is_neuron)
-        cells = {name: layer.cell for name, layer in layers.items() if isinstance(layer, LIF)}
-        return {
-            parameter: {name: float(getattr(cell, parameter)) for name, cell in cells.items()}
-            for parameter in ("v_th", "leak")
-        }
 
     def _warn(self, step: int, warnings: list[str]) -> None:
         for line in self.watch.once(step, warnings):

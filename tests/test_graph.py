@@ -4,12 +4,14 @@ import itertools
 
 import pytest
 import tf_keras as keras
-from small_networks import build
+from small_networks import build, spread_clips
 
-from snn_tf.graph import Graph, inner, is_image, is_neuron, is_source, is_synapse
+from snn_tf.graph import Graph, inner, is_image, is_neuron, is_source, is_synapse, neuron_parameters
 from snn_tf.layers import LIF, Dropout, ReadOut
 from snn_tf.pruning import Masked, wrap
 
+SHAPE = (5, 5, 1)
+SMALL = {"width": 0.1, "head": "linear"}
 CHAIN = [
     "image",
     "standardise",
@@ -21,7 +23,7 @@ CHAIN = [
 
 
 def vgg5():
-    return build("vgg5", image_shape=(5, 5, 1), width=0.1, head="linear")
+    return build("vgg5", image_shape=SHAPE, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,23 @@ def test_select_keeps_the_order(resnet):
 )
 def test_nearest_stops_at_the_first_of_its_role_on_each_way(resnet, name, role, met):
     assert resnet.nearest(name, role) == met
+
+
+def test_neuron_parameters_are_those_that_its_kind_of_neuron_trains():
+    clipped = build("vgg5", "quantised_relu", SHAPE, activation_levels=3, **SMALL)
+    clips = spread_clips(clipped)
+    assert neuron_parameters(clipped) == {"v_th": {}, "leak": {}, "clip": clips}
+    spiking = build("vgg5", "lif", SHAPE, **SMALL)
+    cell = spiking.get_layer("conv2_neuron").cell
+    cell.v_th.assign(0.25)
+    cell.leak.assign(0.5)
+    ones = dict.fromkeys(("conv1_neuron", "conv2_neuron", "conv3_neuron"), 1.0)
+    assert neuron_parameters(spiking) == {
+        "v_th": ones | {"conv2_neuron": 0.25},
+        "leak": ones | {"conv2_neuron": 0.5},
+        "clip": {},
+    }
+    assert neuron_parameters(vgg5()) == {"v_th": {}, "leak": {}, "clip": {}}
 
 
 def test_nearest_names_a_layer_met_on_two_ways_once():

@@ -86,12 +86,18 @@ def test_spikes_that_reach_the_output_are_no_silence(rates):
 def test_parameters_at_their_lower_bound_are_named():
     least = np.float32(1e-3)  # 0.0010000000475
     found = health.at_bounds(
-        {"v_th": {"a": least, "b": 2 * least}, "leak": {"a": 1.0, "b": least}}, 1e-3
+        {
+            "v_th": {"a": least, "b": 2 * least},
+            "leak": {"a": 1.0, "b": least},
+            "clip": {"a": least},
+        },
+        1e-3,
     )
-    v_th, leak = found
+    v_th, leak, clip = found
     assert v_th.startswith("v_th of a is at its lower bound, 0.001; ") and "--train_v_th" in v_th
     assert leak.startswith("leak of b is at its lower bound, 0.001; ") and "--train_leak" in leak
-    assert health.at_bounds({"v_th": {"a": 1.1e-3}, "leak": {"a": 1.0}}, 1e-3) == []
+    assert clip.startswith("clip of a is at its lower bound, 0.001; ") and "--ann_learning_rate" in clip
+    assert health.at_bounds({"v_th": {"a": 1.1e-3}, "leak": {"a": 1.0}, "clip": {}}, 1e-3) == []
 
 
 def test_warning_with_a_step_is_said_once():

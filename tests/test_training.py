@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from small_networks import clips_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from snn_tf import data, models, pruners, pruning
@@ -82,7 +83,8 @@ def spiking(config: Config) -> keras.Model:
 
 
 def student(config: Config) -> pruners.Pruner:
-    pruner = pruners.make_pruner(models.build(config, "relu", DATA.spec), config, STEPS_PER_EPOCH)
+    neuron = "quantised_relu" if config.activation_levels else "relu"
+    pruner = pruners.make_pruner(models.build(config, neuron, DATA.spec), config, STEPS_PER_EPOCH)
     initialise(pruner.model, 2, pruner.start(2))
     pruning.project(pruner.model)
     return pruner
@@ -97,10 +99,11 @@ def stage_folder(run_dir, stage: str) -> StageFolder:
 
 
 def trainer_of(kind: str, run_dir, **settings) -> Trainer:
-    """A trainer of train_ann, compress (three kinds) or train_snn, made as by a new process."""
+    """A trainer of train_ann, compress (four kinds) or train_snn, made as by a new process."""
     if kind in ("irregular", "channel"):
         settings["structure"] = kind
     settings["batch_norm"] = kind == "normed"
+    settings["activation_levels"] = 3 if kind == "levels" else 0
     config = Config(**SETTINGS | settings)
     if kind == "ann":
         model, recipe = network(config), Recipe("sgd", 0.05, 1e-3, EPOCHS)
@@ -449,6 +452,7 @@ def finished(tmp_path_factory):
         ("irregular", [(5, 4)]),
         ("channel", [(5, 4)]),
         ("normed", [(5, 4)]),
+        ("levels", [(5, 4)]),
         ("snn", [(3, 2), (5, 4)]),
     ],
 )
@@ -475,6 +479,7 @@ def test_killed_and_resumed_training_ends_bit_for_bit_the_same(tmp_path, kind, k
         "irregular": ("/mask", "score"),
         "channel": ("/mask", "score", "active"),
         "normed": ("/mask", "gamma", "beta", "moving_mean", "moving_variance"),
+        "levels": ("/mask", "clip"),
     }
     for part in ("kernel", *parts.get(kind, ())):
         assert any(part in name for name in moved), part
@@ -824,6 +829,15 @@ def test_events_show_density_churn_and_weights_by_layer(finished, kind):
         histogram = tf.make_ndarray(found.Tensors(f"weights/{name}")[-1].tensor_proto)
         assert histogram[:, 2].sum() == mask.sum()
     assert churned > 0
+
+
+def test_events_of_compress_show_trained_clips(finished):
+    trainer, _, _ = finished("levels")
+    found = events(trainer)
+    for name, clip in clips_of(trainer.model).items():
+        values = series(found, f"clip/{name}")
+        assert list(values) == EPOCH_ENDS
+        assert values[STEPS] == pytest.approx(clip) and values[3] != values[6]
 
 
 def test_events_show_attention_maps_as_images(finished):
