@@ -12,6 +12,7 @@ from matplotlib import pyplot
 
 from snn_tf import files
 from snn_tf.config import PUBLISHED_SCHEDULES, Config
+from snn_tf.costs import ENERGY
 from snn_tf.errors import UserError, first_line
 from snn_tf.results import (
     Difference,
@@ -43,7 +44,9 @@ Written by `python -m snn_tf.report`; each row is a folder here with the records
 made by the flagfile of its name. Accuracies are on the whole test split, read once, in %. Over three
 seeds or more: mean ± standard deviation. With fewer, a difference has the 95 % interval of the paired
 difference over the same test images. Differences are in points. Spikes per neuron are per image, over
-all time steps; energy is per image (`fp32_45nm`), and its ratio that of the dense ANN to the SNN.
+all time steps. Energy is per image (`fp32_45nm`), without memory and the neurons' own updates; its ratio
+is that of the dense ANN to the SNN, or, where it says so, to the compressed ANN. A seed's dense network
+is another one on another device, so differences between rows of different devices include that.
 """
 
 
@@ -164,15 +167,17 @@ def _columns(groups: Sequence[Group]) -> dict[str, Callable[[Group], str]]:
         "SNN − dense SNN": lambda group: _points(_against_dense_snn(group, groups)),
         "MACs kept": lambda group: _shown(group.values(_COMPRESSED, "mac_density"), "{:.3f}"),
         "spikes/neuron": lambda group: _shown(group.values(_SNN, "spikes_per_neuron"), "{:.3f}"),
+        "energy ratio, ANN": lambda group: _shown(_compressed_ratios(group), "{:.1f}×"),
         "energy (µJ)": lambda group: _shown(_microjoules(group), "{:.2f}"),
         "energy ratio": lambda group: _shown(
             _ratios(group, "padded", "default", ENERGY_MODEL), "{:.1f}×"
         ),
+        "device": lambda group: "; ".join(sorted(set(group.values(_SNN, "device")))),
     }
 
 
 def comparisons(groups: Sequence[Group]) -> str:
-    """Where masks come from, all else equal: each group against global magnitude."""
+    """Each group against global magnitude with the same network, data, lengths and density."""
     sections = []
     for reference in groups:
         if reference.config["method"] != "magnitude":
@@ -204,7 +209,10 @@ def _comparison(reference: Group, others: Sequence[Group]) -> str:
 
 
 def energies(groups: Sequence[Group]) -> str:
-    """The dense ANN's energy over the SNN's in every convention, variant and energy model."""
+    """The dense ANN's energy over the SNN's in every convention, variant and energy model.
+
+    The last column adds a multiply-accumulate for every neuron's update to the first one's energy.
+    """
     conventions = groups[0].values(_SNN, "conventions")[0]
     columns: dict[str, Callable[[Group], str]] = {"row": lambda group: f"`{group.name}`"}
     for convention, facts in conventions.items():
@@ -212,6 +220,8 @@ def energies(groups: Sequence[Group]) -> str:
             for model in counts["energy_pj"]:
                 key = (convention, variant, model)
                 columns[", ".join(key)] = functools.partial(_ratio_shown, key)
+    updated = f"padded, default, {ENERGY_MODEL}, with neuron updates"
+    columns[updated] = lambda group: _shown(_updated_ratios(group), "{:.1f}×")
     return "## Energy of the dense ANN over that of the SNN\n\n" + _markdown(columns, groups)
 
 
@@ -299,6 +309,19 @@ def _microjoules(group: Group) -> list[float]:
 
 def _ratio_shown(key: tuple[str, str, str], group: Group) -> str:
     return _shown(_ratios(group, *key), "{:.1f}×")
+
+
+def _compressed_ratios(group: Group) -> list[float]:
+    dense, compressed = (
+        group.values(which, "energy_pj", ENERGY_MODEL) for which in (_DENSE, _COMPRESSED)
+    )
+    return [one / two for one, two in zip(dense, compressed, strict=True)]
+
+
+def _updated_ratios(group: Group) -> list[float]:
+    dense, spiking = (group.values(which, "energy_pj", ENERGY_MODEL) for which in (_DENSE, _SNN))
+    updates = [ENERGY[ENERGY_MODEL].mac_pj * count for count in group.values(_SNN, "neuron_updates")]
+    return [one / (two + more) for one, two, more in zip(dense, spiking, updates, strict=True)]
 
 
 def _ratios(group: Group, convention: str, variant: str, model: str) -> list[float]:

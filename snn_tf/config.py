@@ -154,27 +154,30 @@ class Config:
         "layer_magnitude", "By what method attention keeps weights. layer_magnitude: |W| within "
         "a layer, and layers share the regrowth by mean |m|, as in the paper. The others rank all "
         "layers at once, which then regrow in proportion to what they keep. magnitude: |W|. "
-        "weight_gradient: |W m|. fisher: |W| times the root of the mean squared gradient.",
+        "weight_gradient: |W m|. fisher: |W| times the root of the mean squared gradient. Channels are "
+        "dropped within their group and regrown over all, so that the first two are one.",
         "Compression", (COMPRESS,), choices=SALIENCIES)
     macs_exponent: float = setting(
         0.0, "Where layers compete for weights, the worth of each is divided by the layer's multiply-"
         "accumulates per weight to this power: more than 0 spares multiply-accumulates (with fisher, "
-        "0.5 ranks the loss per multiply-accumulate).", "Compression", (COMPRESS,), low=0, high=1)
+        "0.5 ranks the loss per multiply-accumulate). Random masks have none.",
+        "Compression", (COMPRESS,), low=0, high=1)
     dense_ends: bool = setting(
         False, "Keep the first and the last layer dense; their weights count in the density.",
         "Compression", (COMPRESS,))
     budget: str = setting(
         "weights", "What --density counts.", "Compression", (COMPRESS,), choices=("weights", "macs"))
     min_layer_density: float = setting(
-        0.005, "No layer gets sparser than this.", "Compression", (COMPRESS,), low=0, high=1)
+        0.005, "No layer gets sparser than this (irregular structure; not magnitude_uniform).",
+        "Compression", (COMPRESS,), low=0, high=1)
     mask_update: int = setting(
         0, "Steps between mask updates; 0: an epoch.", "Compression", (COMPRESS,), "steps", low=0)
     mask_update_end: float = setting(
         0.75, "Share of the stage's steps after which masks are fixed.", "Compression", (COMPRESS,),
         low=0, high=1)
     drop_fraction: float = setting(
-        0.5, "p: share of a layer's active weights dropped at the first update.", "Compression",
-        (COMPRESS,), low=0, high=1)
+        0.5, "p at the first step: share of a layer's active weights that an update drops; of a density "
+        "that falls, no more than it leaves room to regrow.", "Compression", (COMPRESS,), low=0, high=1)
     drop_fraction_end: float = setting(
         0.005, "p at the last update; a cosine leads there.", "Compression", (COMPRESS,),
         low=0, high=1)
@@ -256,7 +259,7 @@ class Config:
         "Execution", choices=("stop", "skip"))
     on_degenerate: str = setting(
         "warn", "What a training does at an epoch's end where no spike reaches the output layer, or a "
-        "v_th or leak is at its lower bound. stop: ends there, at the last good checkpoint.",
+        "v_th, leak or clip is at its lower bound. stop: ends there, at the last good checkpoint.",
         "Execution", choices=("warn", "stop"))
     deterministic: bool = setting(
         False, "Only TensorFlow operations whose result is the same to the bit every time. Costs up to "

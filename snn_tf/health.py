@@ -7,16 +7,19 @@ loss at rest.
 import statistics
 from collections.abc import Mapping
 
+import numpy as np
+
 from snn_tf.config import COMPRESS, TRAIN_ANN, TRAIN_SNN
 
 STILL = 0.95
 """A loss that never falls below this share of its first value has not moved."""
 
+_LOWER_V_TH = "lower --v_th_scale (calibrated v_th)"
 _LOSS_REMEDIES = {
     TRAIN_ANN: "raise --ann_learning_rate, or set --batch_norm or --warmup_epochs",
     COMPRESS: "raise --ann_learning_rate or --density, set --batch_norm, or change "
     "--density_schedule=constant to cubic",
-    TRAIN_SNN: "raise --snn_learning_rate or --surrogate_scale, or lower --v_th_scale",
+    TRAIN_SNN: f"raise --snn_learning_rate or --surrogate_scale, or {_LOWER_V_TH}",
 }
 
 _BOUND_REMEDIES = {
@@ -35,9 +38,9 @@ def firing(rates: Mapping[str, float]) -> dict[str, str]:
     found = {}
     for name, rate in rates.items():
         if rate == 0.0:
-            found[name] = f"layer {name} never fires; lower --v_th_scale or raise --timesteps"
+            found[name] = f"layer {name} never fires; {_LOWER_V_TH} or raise --timesteps"
         elif rate == 1.0:
-            found[name] = f"layer {name} fires at every step; raise --v_th_scale"
+            found[name] = f"layer {name} fires at every step; raise --v_th_scale (calibrated v_th)"
     return found
 
 
@@ -47,7 +50,7 @@ def silenced(rates: Mapping[str, float]) -> list[str]:
         return []
     first = next(name for name, rate in rates.items() if rate == 0.0)
     line = f"no spike reaches the output layer; the first silent layer is {first}"
-    return [f"{line}; lower --v_th_scale or --snn_learning_rate"]
+    return [f"{line}; {_LOWER_V_TH} or --snn_learning_rate"]
 
 
 def at_bounds(parameters: Mapping[str, Mapping[str, float]], least: float) -> list[str]:
@@ -67,6 +70,20 @@ def at_bounds(parameters: Mapping[str, Mapping[str, float]], least: float) -> li
             line = f"{kind} of {', '.join(names)} is at its lower bound, {least:g}"
             found.append(f"{line}; {remedy}")
     return found
+
+
+def below_bound(v_th: Mapping[str, float], least: float) -> list[str]:
+    """A warning if a conversion has made thresholds that training may not keep.
+
+    Args:
+      v_th: float32 values by layer name.
+      least: their lower bound in training.
+    """
+    names = [name for name, value in v_th.items() if value < np.float32(least)]
+    if not names:
+        return []
+    line = f"v_th of {', '.join(names)} is below {least:g}, to which training raises it"
+    return [f"{line}; raise --v_th_scale or --weight_rms"]
 
 
 class Watch:

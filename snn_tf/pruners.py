@@ -37,7 +37,8 @@ class Pruner(tf.Module):
       scores: m, the moving average of the loss's gradient with respect to every prunable weight,
         active or not, by layer name; empty unless the method is attention.
       squares: the same average of the gradient's square; empty unless the saliency is fisher.
-      last_update: step after which masks are fixed; 0 if they never change.
+      last_update: step after which masks are fixed.
+      ends_untrained: whether a density that falls gets to its end after the stage's last step only.
     """
 
     def __init__(self, model: keras.Model, config: Config, steps_per_epoch: int):
@@ -62,6 +63,7 @@ class Pruner(tf.Module):
         self.starts_dense = self.falls or by_magnitude
         # What starts dense cannot do without an update.
         self.last_update = max(1 if self.starts_dense else 0, updates) * self.interval
+        self.ends_untrained = self.starts_dense and self.last_update >= total_steps
         self.schedule = sparsity_schedule(
             kind, config.density, self.interval, max(self.last_update, self.interval)
         )
@@ -145,7 +147,8 @@ class Pruner(tf.Module):
     def saliencies(self) -> dict[str, np.ndarray]:
         """What every weight is worth, as `--saliency` and `--macs_exponent` say.
 
-        |W| for both kinds of magnitude. |W m| is the loss's first-order change without the weight.
+        |W| for both kinds of magnitude, and wherever the method is not attention. |W m| is the loss's
+        first-order change without the weight.
         fisher is |W| √(mean of squared gradients): half its square estimates the change to second order,
         by the diagonal of the empirical Fisher information (Theis et al. 2018). The last two stay the
         same if a layer's weights are scaled and a batch normalisation takes that back.
@@ -165,9 +168,10 @@ class Pruner(tf.Module):
 
     def _worths(self) -> dict[str, np.ndarray]:
         weights = {name: np.abs(kernel) for name, kernel in self.kernels().items()}
-        if self.config.saliency == "weight_gradient":
+        saliency = self.config.saliency if self.config.method == "attention" else "magnitude"
+        if saliency == "weight_gradient":
             return {name: weights[name] * np.abs(m.numpy()) for name, m in self.scores.items()}
-        if self.config.saliency == "fisher":
+        if saliency == "fisher":
             return {name: weights[name] * np.sqrt(v.numpy()) for name, v in self.squares.items()}
         return weights
 

@@ -61,12 +61,12 @@ def summary(record: Mapping[str, Any]) -> str:
 
 def networks(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The networks of an evaluation's record with their labels, in the pipeline's order."""
-    steps = record["timesteps"]
+    converted = record["converted_snn"]
     return [
         ("train_ann: dense ANN", record["dense_ann"]),
         ("compress: ANN", record["compressed_ann"]),
-        (f"convert: SNN, T = {steps}", record["converted_snn"]),
-        (f"train_snn: SNN, T = {steps}", record),
+        (f"convert: SNN, T = {converted['timesteps']}", converted),
+        (f"train_snn: SNN, T = {record['timesteps']}", record),
     ]
 
 

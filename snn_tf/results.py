@@ -42,6 +42,11 @@ class Row:
     def seed(self) -> int:
         return self.record["config"]["seed"]
 
+    @property
+    def continues(self) -> bool:
+        """Whether its SNN training began with another run's SNN (`--snn_start`)."""
+        return bool(self.record["config"].get("snn_start"))
+
     def network(self, which: str) -> Mapping[str, Any]:
         """Facts of one of `NETWORKS`."""
         return self.record if which == "trained_snn" else self.record[which]
@@ -53,7 +58,7 @@ class Row:
             setting = setting_of(field)
             if setting.stages and field.name != "seed" and (groups is None or setting.group in groups):
                 found[field.name] = self.record["config"].get(field.name, field.default)
-        return found
+        return found | {"snn_start": self.continues}
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result, and the seed."""

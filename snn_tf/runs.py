@@ -80,7 +80,8 @@ class StageFolder:
         """The stage's record. Raises `UserError` if the stage has not finished."""
         if not self.done:
             raise UserError(
-                f"{self.path}: stage {self.stage} has not finished; run --stage={self.stage} first"
+                f"{self.path}: stage {self.stage} has not finished; "
+                f"run --stage={self.stage} of --run_dir={self.run_dir} first"
             )
         found = read_json(self.path / "record.json")
         if not isinstance(found, dict) or not isinstance(found.get("config"), dict):

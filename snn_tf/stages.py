@@ -29,11 +29,11 @@ from snn_tf import (
     training,
 )
 from snn_tf.config import Config
-from snn_tf.errors import UsageError, UserError
+from snn_tf.errors import UserError
 from snn_tf.files import replacing, replacing_folder
-from snn_tf.graph import Graph, is_neuron
+from snn_tf.graph import Graph, is_neuron, neuron_parameters
 from snn_tf.initialisation import initialise
-from snn_tf.layers import use_implementation
+from snn_tf.layers import LEAST, use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
 from snn_tf.operations import Synapses
 from snn_tf.runs import StageFolder, commit
@@ -100,10 +100,15 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     student = models.build(config, neuron, source.spec)
     per_epoch = data.steps_per_epoch(source.train, config.batch_size)
     pruner = pruners.make_pruner(student, config, per_epoch)
+    if pruner.ends_untrained:
+        print(
+            f"{folder.stage}: warning: the density reaches {config.density:g} after the last step, and "
+            "nothing is trained at it; raise --compress_epochs or lower --mask_update"
+        )
     seed = config.stage_seed(folder.stage)
     initialise(pruner.model, seed, pruner.start(seed))
     if config.student_start == "meta_model":
-        _take_weights(teacher, pruner.model, config)
+        models.copy_weights(teacher, pruner.model)
     pruning.project(pruner.model)
     recipe = Recipe.of(config, folder.stage)
     objective = AttentionGuided(pruner, teacher, config)
@@ -117,17 +122,6 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     return _trained(trainer, result) | _counts(model, teacher)
 
 
-def _take_weights(teacher: keras.Model, student: keras.Model, config: Config) -> None:
-    """Starts the student from the meta-model's weights and moving statistics."""
-    try:
-        models.copy_weights(teacher, student)
-    except (KeyError, ValueError) as error:
-        raise UsageError(
-            f"--student_start=meta_model: the meta-model is not of --network={config.network}, "
-            f"--width={config.width:g}, --head={config.head} and --batch_norm={config.batch_norm}"
-        ) from error
-
-
 def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The compressed ANN as an SNN, thresholds calibrated."""
     compressed = model_of(config, configs.COMPRESS)
@@ -136,7 +130,8 @@ def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     model = pruning.wrap(converted.model, pruning.masks(compressed))
     use_implementation(model, config.lif)
     result = evaluation.Evaluator(model, config.batch_size).evaluate(source.validation)
-    for warning in health.firing(result.spike_rates()).values():
+    low = health.below_bound(neuron_parameters(model)["v_th"], LEAST)
+    for warning in (*health.firing(result.spike_rates()).values(), *low):
         print(f"{folder.stage}: warning: {warning}")
     folder.save_model(model)
     return {"validation_accuracy": result.accuracy, "scales": converted.scales} | _neurons(model, result)

@@ -16,9 +16,7 @@ from snn_tf.errors import UsageError
 from snn_tf.layers import use_implementation
 from snn_tf.runs import UPSTREAM, StageFolder
 
-_SHARED_WITH_OTHER_RUN = ("dataset", "image_size", "validation_fraction")
 _BEFORE_SNN = (configs.TRAIN_ANN, configs.COMPRESS, configs.CONVERT)
-_DENSE_IS_META_MODEL = ("network", "width", "head", "batch_norm")
 
 
 def stage_folder(config: Config, stage: str) -> StageFolder:
@@ -64,11 +62,10 @@ def _snn_start(config: Config) -> StageFolder:
 
 
 def meta_model(config: Config, spec: DataSpec) -> keras.Model:
-    """The teacher. Raises `UsageError` if it is not of this run's data or, kept dense, its network."""
+    """The teacher. Raises `UsageError` if it is not of this run's data and network."""
     given = "snn_start" if config.snn_start and not config.meta_model else "meta_model"
     flag = f"--{given}={getattr(config, given)}"
-    names = _SHARED_WITH_OTHER_RUN + (_DENSE_IS_META_MODEL if config.method == "dense" else ())
-    _check_settings(flag, stage_folder(config, configs.TRAIN_ANN), config, names)
+    _check_settings(flag, stage_folder(config, configs.TRAIN_ANN), config, _of_meta_model(config))
     teacher = model_of(config, configs.TRAIN_ANN)
     _check_fits(flag, teacher, config, spec)
     return teacher
@@ -78,19 +75,39 @@ def untrained_snn(config: Config, spec: DataSpec) -> keras.Model:
     """What SNN training starts from: the converted SNN, or another run's trained one.
 
     Raises:
-      UsageError: the other run's is not of this run's data.
+      UsageError: the other run's network was made with other settings.
     """
     if not config.snn_start:
         return model_of(config, configs.CONVERT)
     flag, folder = f"--snn_start={config.snn_start}", _snn_start(config)
-    _check_settings(flag, folder, config, _SHARED_WITH_OTHER_RUN)
+    _check_settings(flag, folder, config, _of_snn_start(config))
     trained = folder.load_model()
     _check_fits(flag, trained, config, spec)
     model = models.respiking(pruning.unwrap(trained), config)
     return use_implementation(pruning.wrap(model, pruning.masks(trained)), config.lif)
 
 
-def _check_settings(flag: str, folder: StageFolder, config: Config, names: tuple[str, ...]) -> None:
+def _of_meta_model(config: Config) -> list[str]:
+    """The settings that a meta-model must share with a run that takes it."""
+    names = ["dataset", "image_size", "validation_fraction", "network", "width", "head"]
+    if config.method == "dense" or config.student_start == "meta_model":
+        names += ["batch_norm"]
+    if config.method == "dense":
+        names += ["dropout", "head_dropout", "precision"]
+    return names
+
+
+def _of_snn_start(config: Config) -> list[str]:
+    """The settings that an SNN must share with a run that trains it on: those that made it what it is.
+
+    What training an SNN takes as well, such as the batch size, may change.
+    """
+    made = {name for stage in _BEFORE_SNN for name in config.concerning(stage)}
+    free = config.concerning(configs.TRAIN_SNN).keys() - config.concerning(configs.EVALUATE).keys()
+    return sorted(made - free | {"initial_membrane", "seed"})
+
+
+def _check_settings(flag: str, folder: StageFolder, config: Config, names: list[str]) -> None:
     """Raises `UsageError` if a stage of another run, given by a flag, was made with other settings."""
     made_with = folder.record()["config"]
     for name in names:

@@ -10,8 +10,8 @@ from snn_tf.config import COMPRESS, TRAIN_ANN, TRAIN_SNN
 def test_layers_that_never_or_always_fire_are_named_with_what_to_turn():
     found = health.firing({"silent": 0.0, "quiet": 1e-6, "busy": 0.999, "all": 1.0})
     assert found == {
-        "silent": "layer silent never fires; lower --v_th_scale or raise --timesteps",
-        "all": "layer all fires at every step; raise --v_th_scale",
+        "silent": "layer silent never fires; lower --v_th_scale (calibrated v_th) or raise --timesteps",
+        "all": "layer all fires at every step; raise --v_th_scale (calibrated v_th)",
     }
 
 
@@ -64,7 +64,8 @@ def test_layer_is_complained_of_once_until_it_changes_its_habit():
     assert len(ended(watch, [2.0], {"a": 0.0, "b": 0.3})) == 1
     assert ended(watch, [1.0], {"a": 0.0, "b": 0.2}) == []
     (line,) = ended(watch, [1.0], {"a": 1.0, "b": 0.2})
-    assert line == "train_snn: warning: layer a fires at every step; raise --v_th_scale"
+    said = "layer a fires at every step; raise --v_th_scale (calibrated v_th)"
+    assert line == f"train_snn: warning: {said}"
 
 
 # --- silence and bounds
@@ -98,6 +99,13 @@ def test_parameters_at_their_lower_bound_are_named():
     assert leak.startswith("leak of b is at its lower bound, 0.001; ") and "--train_leak" in leak
     assert clip.startswith("clip of a is at its lower bound, 0.001; ") and "--ann_learning_rate" in clip
     assert health.at_bounds({"v_th": {"a": 1.1e-3}, "leak": {"a": 1.0}, "clip": {}}, 1e-3) == []
+
+
+def test_thresholds_that_training_would_raise_are_named():
+    least = np.float32(1e-3)
+    (line,) = health.below_bound({"a": least, "b": np.float32(9e-4), "c": 1.0}, 1e-3)
+    assert line.startswith("v_th of b is below 0.001, ") and "--weight_rms" in line
+    assert health.below_bound({"a": least}, 1e-3) == health.below_bound({}, 1e-3) == []
 
 
 def test_warning_with_a_step_is_said_once():

@@ -354,6 +354,17 @@ def test_magnitude_reaches_its_density_where_no_update_fits(settings):
     assert pruner.density_now(due[0]) == pruner.config.density
 
 
+@pytest.mark.parametrize("settings", [{"compress_epochs": 1}, {"mask_update": EPOCHS * STEPS_PER_EPOCH}])
+@pytest.mark.parametrize("falls", [True, False])
+def test_density_that_ends_with_the_training_is_known(settings, falls):
+    schedule = "cubic" if falls else "constant"
+    made = [
+        pruners.make_pruner(plain(), config_of(density_schedule=schedule, **chosen), STEPS_PER_EPOCH)
+        for chosen in (settings, {})
+    ]
+    assert [pruner.ends_untrained for pruner in made] == [falls, False]
+
+
 @pytest.mark.parametrize(
     ("structure", "kind"), [("irregular", pruners.IrregularPruner), ("channel", pruners.ChannelPruner)]
 )
@@ -847,6 +858,7 @@ FALLING = [
     {"method": "attention", "saliency": "weight_gradient"},
     {"method": "attention", "saliency": "fisher"},
     {"method": "random"},
+    {"method": "magnitude", "saliency": "fisher"},
 ]
 
 

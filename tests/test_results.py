@@ -49,7 +49,9 @@ def record(snn: np.ndarray, dense: np.ndarray, seed=0, **settings) -> dict:
     density = 1.0 if settings.get("method") == "dense" else 0.05
     return facts(snn, 1e6, density, spikes_per_neuron=0.5) | {
         "config": config,
+        "device": "a device",
         "timesteps": 5,
+        "neuron_updates": 100_000,
         "dense_ann": facts(dense, 8e6),
         "compressed_ann": facts(answers(300), 2e6, density),
         "converted_snn": facts(answers(50), 1e6, density, spikes_per_neuron=0.9),
@@ -142,6 +144,15 @@ def test_difference_of_one_seed_has_an_interval_and_of_three_a_deviation(rows):
     )
 
 
+def test_row_whose_snn_continues_another_is_an_experiment_of_its_own(rows):
+    put(rows, "on", record(answers(320), answers(340), method="magnitude", snn_start="runs/first"))
+    found = groups_of(rows)
+    assert len(found["small_magnitude"].rows) == 3 and len(found["on"].rows) == 1
+    assert results.dense_counterpart(found["on"], list(found.values())) is None
+    wanted = results.same_but_for_masks(found["small_magnitude"])
+    assert results.same_but_for_masks(found["on"]) != wanted
+
+
 def test_dense_counterpart_has_the_same_network_data_and_length(rows):
     put(rows, "wide", record(answers(300), answers(340), width=2.0))
     put(rows, "long", record(answers(300), answers(340), snn_epochs=99))
@@ -178,6 +189,7 @@ def test_page_holds_every_row_with_what_it_loses(rows):
         == f"{100 * 914 / 1200:.2f} ± {100 * statistics.stdev((300, 304, 310)) / IMAGES:.2f}"
     )
     assert three["seeds"] == "3" and one["energy ratio"] == "8.0×" and one["MACs kept"] == "0.100"
+    assert one["energy ratio, ANN"] == "4.0×" and one["device"] == "a device"
     assert cells["`small_dense`"]["SNN − dense SNN"] == ""
 
 
@@ -323,12 +335,15 @@ def test_page_compares_masks_with_magnitude_all_else_equal(rows):
 def test_page_gives_energy_in_every_convention_and_model(rows):
     comparison.write(rows)
     heading, first, *_ = lines_of((rows / "README.md").read_text(), "Energy")
-    assert heading[1:] == [
+    *counted, updated = heading[1:]
+    assert counted == [
         f"padded, {variant}, {model}"
         for variant in ("default", "image_every_step")
         for model in ("fp32_45nm", "int32_45nm")
     ]
-    assert first[1:] == ["8.0×", "8.0×", "4.0×", "4.0×"]
+    assert updated == "padded, default, fp32_45nm, with neuron updates"
+    # The last: 8 µJ over 1 µJ and 100,000 updates of 4.6 pJ.
+    assert first[1:] == ["8.0×", "8.0×", "4.0×", "4.0×", "5.5×"]
 
 
 def test_plots_are_pictures(rows):

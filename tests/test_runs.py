@@ -53,8 +53,10 @@ def test_new_folder_is_not_done_and_holds_its_settings(tmp_path):
     assert identity["settings"] == Config(width=0.5).concerning("train_ann")
     assert (identity["stage"], identity["upstream"]) == ("train_ann", None)
     assert not folder.done
-    with pytest.raises(UserError, match=r"train_ann has not finished; run --stage=train_ann first"):
+    with pytest.raises(UserError) as caught:
         folder.record()
+    remedy = f"run --stage=train_ann of --run_dir={folder.run_dir} first"
+    assert str(caught.value).endswith(f"stage train_ann has not finished; {remedy}")
 
 
 def test_finished_folder_is_done_and_its_record_says_how_it_was_made(tmp_path):
@@ -171,7 +173,7 @@ def test_every_upstream_is_an_earlier_stage():
 
 def test_missing_upstream_is_named_and_nothing_is_made(tmp_path):
     unfinished = opened(tmp_path)
-    with pytest.raises(UserError, match="--stage=train_ann first") as caught:
+    with pytest.raises(UserError, match="run --stage=train_ann of --run_dir=") as caught:
         opened(tmp_path, "compress", unfinished)
     assert one_line(caught) and caught.value.exit_code == 1
     assert not (tmp_path / "compress").exists()

@@ -8,7 +8,7 @@ import run_folders
 from run_folders import contents, model_of, one_line, record
 
 from snn_tf import config as configs
-from snn_tf import data, models, pruning, stages, upstream
+from snn_tf import data, execution, models, pruning, stages, upstream
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.evaluation import Evaluator
@@ -83,8 +83,14 @@ def test_run_starts_from_another_runs_snn_and_leaves_it_alone(first, tmp_path, c
     assert record(tmp_path, configs.EXPORT)["export_agreement"] == 1.0
 
 
+def test_what_trains_an_snn_may_change_with_its_t(first, tmp_path):
+    settings = {"batch_size": 64, "surrogate": "arctan", "snn_learning_rate": 0.002, "snn_distill": 0.5}
+    stages.run(config_of(tmp_path, configs.TRAIN_SNN, snn_start=str(first), timesteps=3, **settings))
+    assert record(tmp_path, configs.TRAIN_SNN)["config"]["batch_size"] == 64
+
+
 def test_training_starts_from_the_trained_weights_v_th_and_leaks(first, tmp_path):
-    config = config_of(tmp_path, configs.TRAIN_SNN, timesteps=3, snn_start=str(first))
+    config = execution.resolve(config_of(tmp_path, configs.TRAIN_SNN, timesteps=3, snn_start=str(first)))
     start = upstream.untrained_snn(config, data.load(config).spec)
     trained = model_of(first, configs.TRAIN_SNN)
     for old, new in zip(trained.weights, start.weights, strict=True):
@@ -121,15 +127,35 @@ def test_stages_before_are_found_through_a_chain_of_runs(first, tmp_path):
         (
             {"snn_start": "{new}/nowhere"},
             UserError,
-            "stage train_snn has not finished; run --stage=train_snn first",
+            "stage train_snn has not finished; run --stage=train_snn of --run_dir={new}/nowhere first",
         ),
         (
             {"snn_start": "{first}", "validation_fraction": 0.2},
             UsageError,
             "--snn_start={first}: trained with --valid",
         ),
+        (
+            {"snn_start": "{first}", "initial_membrane": 0.5},
+            UsageError,
+            "--snn_start={first}: trained with --initial_membrane=0.0, not --initial_membrane=0.5",
+        ),
+        (
+            {"snn_start": "{first}", "density": 0.25},
+            UsageError,
+            "--snn_start={first}: trained with --density=0.3, not --density=0.25",
+        ),
+        (
+            {"snn_start": "{first}", "v_th_scale": 0.5},
+            UsageError,
+            "--snn_start={first}: trained with --v_th_scale=0.3, not --v_th_scale=0.5",
+        ),
+        (
+            {"snn_start": "{first}", "seed": 1},
+            UsageError,
+            "--snn_start={first}: trained with --seed=0, not --seed=1",
+        ),
     ],
-    ids=["itself", "nowhere", "other data"],
+    ids=["itself", "nowhere", "other data", "other eta", "other density", "other kappa", "other seed"],
 )
 def test_run_that_cannot_be_the_start_is_refused(first, tmp_path, settings, kind, line):
     places = {"first": first, "new": tmp_path}

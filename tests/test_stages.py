@@ -175,10 +175,9 @@ def test_trained_clips_of_the_student_become_thresholds(tmp_path, student, struc
         scale = clips[name]
 
 
-def test_student_that_does_not_fit_the_meta_models_weights_is_refused(tmp_path, teacher):
-    settings = {"student_start": "meta_model", "meta_model": str(teacher), "width": 0.25}
-    line = refusal(UsageError, config_of(tmp_path, configs.COMPRESS, **settings))
-    assert line.startswith("--student_start=meta_model: ") and "--width=0.25" in line
+def test_density_that_nothing_is_trained_at_is_warned_of(student, capsys):
+    student(density_schedule="cubic", mask_update=0)
+    assert "compress: warning: the density reaches 0.3 after the last step" in capsys.readouterr().out
 
 
 def test_attention_off_still_compresses(student):
@@ -258,14 +257,27 @@ def test_teacher_of_other_data_is_refused(tmp_path, teacher, flag, other):
     assert line.startswith(f"--meta_model={folder.parent}: trained with --{flag}={other}, not --{flag}=")
 
 
-@pytest.mark.parametrize("flag, other", [("network", "vgg9"), ("width", 0.5), ("head", "mlp")])
-def test_dense_run_of_another_network_than_the_teachers_is_refused(tmp_path, teacher, flag, other):
-    config = config_of(
-        tmp_path, configs.COMPRESS, meta_model=str(teacher), method="dense", **{flag: other}
-    )
+@pytest.mark.parametrize(
+    ("flag", "other", "settings"),
+    [
+        ("network", "vgg9", {}),
+        ("width", 0.5, {}),
+        ("head", "mlp", {}),
+        ("batch_norm", True, {"student_start": "meta_model"}),
+        ("batch_norm", True, {"method": "dense"}),
+        ("dropout", 0.25, {"method": "dense"}),
+        ("precision", "the other", {"method": "dense"}),
+    ],
+)
+def test_teacher_of_another_network_is_refused_before_training(tmp_path, teacher, flag, other, settings):
+    made_with = record(teacher, configs.TRAIN_ANN)["config"]
+    if flag == "precision":
+        other = "float32" if made_with[flag] == "mixed_bfloat16" else "mixed_bfloat16"
+    given = {**settings, flag: other}
+    config = config_of(tmp_path, configs.COMPRESS, meta_model=str(teacher), **given)
     line = refusal(UsageError, config)
     assert line == (
-        f"--meta_model={teacher}: trained with --{flag}={SETTINGS[flag]}, not --{flag}={other}"
+        f"--meta_model={teacher}: trained with --{flag}={made_with[flag]}, not --{flag}={other}"
     )
 
 
@@ -322,7 +334,8 @@ def test_stage_before_its_upstream_names_what_to_run_first(tmp_path, stage):
     upstream = {"evaluate": "train_snn", "export": "train_snn"}.get(stage)
     upstream = upstream or STAGES[STAGES.index(stage) - 1]
     line = refusal(UserError, config_of(tmp_path, stage))
-    assert line.endswith(f"stage {upstream} has not finished; run --stage={upstream} first")
+    remedy = f"run --stage={upstream} of --run_dir={tmp_path} first"
+    assert line.endswith(f"stage {upstream} has not finished; {remedy}")
     assert not (tmp_path / stage).exists()
 
 
@@ -380,8 +393,8 @@ def test_convert_warns_of_thresholds_that_no_current_reaches(student, capsys):
     said = capsys.readouterr().out
     for name in ("conv1_neuron", "conv2_neuron", "conv3_neuron"):
         assert (
-            f"convert: warning: layer {name} never fires; lower --v_th_scale or raise --timesteps"
-            in said
+            f"convert: warning: layer {name} never fires; lower --v_th_scale (calibrated v_th) "
+            "or raise --timesteps" in said
         )
 
 
