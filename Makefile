@@ -11,7 +11,7 @@
 PYTHON ?= python3
 MINUTES ?= 60
 
-version_ok = $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
+version_ok = $(shell $(PYTHON) -c 'import sys; print("yes" * ((3, 11) <= sys.version_info < (3, 14)))' 2>/dev/null)
 install = $(1)/bin/pip install --quiet --disable-pip-version-check --editable
 
 .PHONY: quickstart test check audit faults fuzz soak bench
@@ -60,5 +60,5 @@ bench: .venv-bench/bench.stamp
 	@touch $@
 
 .venv/bin/pip .venv-bench/bin/pip: %/bin/pip:
-	@$(if $(version_ok),,$(error needs Python 3.11 or newer, which $(PYTHON) is not; name one: make PYTHON=python3.12))
+	@$(if $(version_ok),,$(error needs Python 3.11 to 3.13, which $(PYTHON) is not; name one: make PYTHON=python3.12))
 	@$(PYTHON) -m venv $*
