@@ -94,7 +94,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Churn:
-    """Units that an update dropped and grew: weights of each layer, or channels of each group."""
+    """How many weights of each layer an update drops and grows."""
 
     dropped: Counts
     grown: Counts

@@ -20,7 +20,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from snn_tf.budget import Churn, Counts, check_affordable, target_cost
+from snn_tf.budget import Counts, check_affordable, target_cost
 
 Channels = dict[str, np.ndarray]
 Unit = tuple[str, int]
@@ -122,7 +122,7 @@ def update_channels(
     active: Mapping[str, np.ndarray],
     budget: ChannelBudget,
     p: float,
-) -> tuple[Channels, Churn]:
+) -> Channels:
     """Drops the channels of smallest norm and regrows, over all groups, those of largest score.
 
     If more is active than the budget allows, the channels of smallest value over all groups go first.
@@ -140,7 +140,7 @@ def update_channels(
       p: share dropped, in [0, 1].
 
     Returns:
-      The new active channels, and what changed. Inputs are left as they are.
+      The new active channels. Inputs are left as they are.
     """
     new = {group: active[group].copy() for group in budget.sizes}
     if budget.cost(_active_counts(new)) > budget.target:
@@ -153,11 +153,7 @@ def update_channels(
     dropped = {group: active[group] & ~flags for group, flags in new.items()}
     _grow(new, _by_value(scores, {group: ~active[group] for group in new}), budget)
     _grow(new, _by_value(scores, dropped), budget)
-    churn = Churn(
-        {group: int(np.count_nonzero(active[group] & ~flags)) for group, flags in new.items()},
-        {group: int(np.count_nonzero(flags & ~active[group])) for group, flags in new.items()},
-    )
-    return new, churn
+    return new
 
 
 def ranked_channels(

@@ -237,8 +237,7 @@ class IrregularPruner(Pruner):
         within_layers = self.config.saliency == "layer_magnitude"
         update = sparsity.update_masks if within_layers else sparsity.update_masks_globally
         values, scores = self.saliencies(), self.regrowth_scores()
-        new, _ = update(values, scores, masks(self.model), budget, p, self.output_layer)
-        return new
+        return update(values, scores, masks(self.model), budget, p, self.output_layer)
 
     def _revise_by_tfmot(self, step: int) -> None:
         new = {name: mask_by_tfmot(wrapper, step) for name, wrapper in self.wrappers.items()}
@@ -302,8 +301,7 @@ class ChannelPruner(Pruner):
             return self._assign(channels.ranked_channels(values, budget))
         _, scores = self._norms(self.regrowth_scores())
         p = self.drop_fraction(step)
-        new, _ = channels.update_channels(norms, values, scores, self.channels(), budget, p)
-        self._assign(new)
+        self._assign(channels.update_channels(norms, values, scores, self.channels(), budget, p))
 
     def _norms(self, kernels: Masks) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Frobenius norm of each unit's slices towards active channels, and it over √(slice size)."""

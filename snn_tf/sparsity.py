@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from snn_tf.budget import Budget, Churn, Counts, common_counts, plan_update, shared_counts
+from snn_tf.budget import Budget, Counts, common_counts, plan_update, shared_counts
 from snn_tf.errors import UserError
 
 Masks = dict[str, np.ndarray]
@@ -66,7 +66,7 @@ def update_masks(
     budget: Budget,
     p: float,
     output_layer: str,
-) -> tuple[Masks, Churn]:
+) -> Masks:
     """Drops the smallest active weights and regrows as much where the scores ask for it.
 
     If the masks hold more than the budget, one cut through |W| of all layers comes first. Then a layer
@@ -87,7 +87,7 @@ def update_masks(
       output_layer: layer whose last axis is the classes.
 
     Returns:
-      The new masks, and what changed. Inputs are left as they are.
+      The new masks. Inputs are left as they are.
 
     Raises:
       UserError: weights or scores are not finite.
@@ -115,7 +115,7 @@ def update_masks_globally(
     budget: Budget,
     p: float,
     output_layer: str,
-) -> tuple[Masks, Churn]:
+) -> Masks:
     """Keeps the active weights of largest saliency over all layers, and regrows where the scores ask.
 
     One cut leaves the share 1 - p of the budget, or more if so much was not inactive before. What is
@@ -149,7 +149,7 @@ def _regrown(
     masks: Mapping[str, np.ndarray],
     budget: Budget,
     counts: Counts,
-) -> tuple[Masks, Churn]:
+) -> Masks:
     """`kept` and `counts` weights that `masks` had inactive; then of the dropped ones whatever fits."""
     new = {
         name: kept[name] | _smallest(-np.abs(scores[name]), ~masks[name], counts[name])
@@ -158,10 +158,7 @@ def _regrown(
     dropped = {name: masks[name] & ~new[name] for name in new}
     gap = budget.target - budget.cost(active_counts(new))
     _take_what_fits(_ranks(saliency, dropped), new, budget, gap)
-    return new, Churn(
-        {name: int(np.count_nonzero(masks[name] & ~mask)) for name, mask in new.items()},
-        {name: int(np.count_nonzero(mask & ~masks[name])) for name, mask in new.items()},
-    )
+    return new
 
 
 def ranked_masks(

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snn_tf.budget import Churn
 from snn_tf.channels import (
     ChannelBudget,
     ChannelLayer,
@@ -177,31 +176,28 @@ def test_update_drops_small_norms_and_grows_large_scores():
     active = {"g": flags(1, 1, 0, 0), "h": flags(1, 0, 0, 1)}
     norms = {"g": np.array([2.0, 1.0, 9.0, 9.0]), "h": np.array([1.0, 9.0, 9.0, 3.0])}
     scores = {"g": np.array([9.0, 9.0, 1.0, 4.0]), "h": np.array([9.0, 3.0, 2.0, 9.0])}
-    new, churn = update_channels(norms, norms, scores, active, ChannelBudget(CHAIN, 0.4), 0.5)
+    new = update_channels(norms, norms, scores, active, ChannelBudget(CHAIN, 0.4), 0.5)
     # Target 14. One of each is left, cost 6. g's fourth costs 1 + 1, h's second 2 + 4: together 14.
     assert new["g"].tolist() == [True, False, False, True]
     assert new["h"].tolist() == [False, True, False, True]
-    assert churn == Churn(dropped={"g": 1, "h": 1}, grown={"g": 1, "h": 1})
 
 
 def test_update_lets_channels_move_between_groups():
     active = {"g": flags(1, 1, 0, 0), "h": flags(1, 0, 0, 1)}
     norms = {"g": np.ones(4), "h": np.ones(4)}
     scores = {"g": np.array([0.0, 0.0, 8.0, 9.0]), "h": np.array([0.0, 1.0, 2.0, 0.0])}
-    new, churn = update_channels(norms, norms, scores, active, ChannelBudget(CHAIN, 0.4), 0.5)
+    new = update_channels(norms, norms, scores, active, ChannelBudget(CHAIN, 0.4), 0.5)
     # g grows both for 2 each, cost 10; one of h would cost 3 + 4. g's own dropped channel fits: 12.
     assert new["g"].tolist() == [True, True, True, True]
     assert new["h"].tolist() == [False, False, False, True]
-    assert churn == Churn(dropped={"g": 0, "h": 1}, grown={"g": 2, "h": 0})
 
 
 def test_update_keeps_one_channel_in_each_group():
     active = {"g": flags(0, 1, 0, 0), "h": flags(0, 0, 1, 0)}
-    new, churn = update_channels(
+    new = update_channels(
         *({g: np.zeros(4) for g in "gh"} for _ in range(3)), active, ChannelBudget(CHAIN, 6 / 36), 1.0
     )
     assert same(new, active)
-    assert churn == Churn(dropped={"g": 0, "h": 0}, grown={"g": 0, "h": 0})
 
 
 def oracle_grow(active, candidates, values, budget):
@@ -247,13 +243,10 @@ def oracle_update(norms, scores, active, budget, p):
 def test_update_equals_the_oracle_and_meets_the_budget(state, p):
     norms, scores, active, budget = state
     before = {group: channels.copy() for group, channels in active.items()}
-    new, churn = update_channels(norms, norms, scores, active, budget, p)
+    new = update_channels(norms, norms, scores, active, budget, p)
     assert as_units(new) == oracle_update(norms, scores, active, budget, p)
     assert_meets(new, budget)
     assert same(active, before)
-    for group in budget.sizes:
-        assert churn.dropped[group] == (before[group] & ~new[group]).sum()
-        assert churn.grown[group] == (new[group] & ~before[group]).sum()
 
 
 @UNTIMED
@@ -261,11 +254,8 @@ def test_update_equals_the_oracle_and_meets_the_budget(state, p):
 def test_update_at_density_one_changes_nothing(state, p):
     norms, scores, _, budget = state
     dense = {group: np.ones(size, bool) for group, size in budget.sizes.items()}
-    new, churn = update_channels(
-        norms, norms, scores, dense, dataclasses.replace(budget, density=1.0), p
-    )
+    new = update_channels(norms, norms, scores, dense, dataclasses.replace(budget, density=1.0), p)
     assert same(new, dense)
-    assert not any(churn.dropped.values()) and not any(churn.grown.values())
 
 
 # Magnitude
