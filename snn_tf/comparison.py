@@ -26,7 +26,6 @@ from snn_tf.results import (
 
 ENERGY_MODEL = "fp32_45nm"
 _SNN, _DENSE, _COMPRESSED = "trained_snn", "dense_ann", "compressed_ann"
-_RATIO = ("padded", "default", ENERGY_MODEL)
 _BRIEF = (
     "row",
     "compression",
@@ -167,11 +166,9 @@ def _columns(groups: Sequence[Group]) -> dict[str, Callable[[Group], str]]:
         "SNN − dense SNN": lambda group: _points(_against_dense_snn(group, groups)),
         "MACs kept": lambda group: _shown(group.values(_COMPRESSED, "mac_density"), "{:.3f}"),
         "spikes/neuron": lambda group: _shown(group.values(_SNN, "spikes_per_neuron"), "{:.3f}"),
-        "energy ratio, ANN": lambda group: _shown(_compressed_ratios(group), "{:.1f}×"),
+        "energy ratio, ANN": lambda group: _times_less(group, _energies(group, _COMPRESSED)),
         "energy (µJ)": lambda group: _shown(_microjoules(group), "{:.2f}"),
-        "energy ratio": lambda group: _shown(
-            _ratios(group, "padded", "default", ENERGY_MODEL), "{:.1f}×"
-        ),
+        "energy ratio": lambda group: _times_less(group, _energies(group, _SNN)),
         "device": lambda group: "; ".join(sorted(set(group.values(_SNN, "device")))),
     }
 
@@ -221,7 +218,7 @@ def energies(groups: Sequence[Group]) -> str:
                 key = (convention, variant, model)
                 columns[", ".join(key)] = functools.partial(_ratio_shown, key)
     updated = f"padded, default, {ENERGY_MODEL}, with neuron updates"
-    columns[updated] = lambda group: _shown(_updated_ratios(group), "{:.1f}×")
+    columns[updated] = lambda group: _times_less(group, _updated_energies(group))
     return "## Energy of the dense ANN over that of the SNN\n\n" + _markdown(columns, groups)
 
 
@@ -304,24 +301,28 @@ def _against_dense_snn(group: Group, groups: Sequence[Group]) -> Difference | No
 
 
 def _microjoules(group: Group) -> list[float]:
-    return [energy / 1e6 for energy in group.values(_SNN, "energy_pj", ENERGY_MODEL)]
+    return [energy / 1e6 for energy in _energies(group, _SNN)]
+
+
+def _energies(group: Group, which: str) -> list[float]:
+    return group.values(which, "energy_pj", ENERGY_MODEL)
+
+
+def _updated_energies(group: Group) -> list[float]:
+    """Those of the SNN with a multiply-accumulate for every update of a neuron."""
+    counts = group.values(_SNN, "neuron_updates")
+    updates = [ENERGY[ENERGY_MODEL].mac_pj * count for count in counts]
+    return [one + two for one, two in zip(_energies(group, _SNN), updates, strict=True)]
+
+
+def _times_less(group: Group, energies: Sequence[float]) -> str:
+    """The dense ANN's energy over these."""
+    dense = _energies(group, _DENSE)
+    return _shown([one / two for one, two in zip(dense, energies, strict=True)], "{:.1f}×")
 
 
 def _ratio_shown(key: tuple[str, str, str], group: Group) -> str:
     return _shown(_ratios(group, *key), "{:.1f}×")
-
-
-def _compressed_ratios(group: Group) -> list[float]:
-    dense, compressed = (
-        group.values(which, "energy_pj", ENERGY_MODEL) for which in (_DENSE, _COMPRESSED)
-    )
-    return [one / two for one, two in zip(dense, compressed, strict=True)]
-
-
-def _updated_ratios(group: Group) -> list[float]:
-    dense, spiking = (group.values(which, "energy_pj", ENERGY_MODEL) for which in (_DENSE, _SNN))
-    updates = [ENERGY[ENERGY_MODEL].mac_pj * count for count in group.values(_SNN, "neuron_updates")]
-    return [one / (two + more) for one, two, more in zip(dense, spiking, updates, strict=True)]
 
 
 def _ratios(group: Group, convention: str, variant: str, model: str) -> list[float]:

@@ -175,6 +175,13 @@ def test_trained_clips_of_the_student_become_thresholds(tmp_path, student, struc
         scale = clips[name]
 
 
+def test_convert_warns_of_thresholds_that_training_would_raise(student, capsys):
+    student(configs.CONVERT, method="dense", v_th_scale=1e-6)
+    names = "conv1_neuron, conv2_neuron, conv3_neuron"
+    line = f"convert: warning: v_th of {names} is below 0.001, to which training raises it; "
+    assert line in capsys.readouterr().out
+
+
 def test_density_that_nothing_is_trained_at_is_warned_of(student, capsys):
     student(density_schedule="cubic", mask_update=0)
     assert "compress: warning: the density reaches 0.3 after the last step" in capsys.readouterr().out
