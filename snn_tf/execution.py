@@ -47,7 +47,7 @@ def resolve(config: Config) -> Config:
         resolved = dataclasses.replace(resolved, lif="fused")
     if chosen != kept:
         write_json(path, chosen)
-        print("execution: " + ", ".join(f"--{name}={value}" for name, value in chosen.items()))
+        print("execution: " + ", ".join(f"--{name}={getattr(resolved, name)}" for name in chosen))
     return resolved
 
 

@@ -97,6 +97,12 @@ def test_choice_is_shown_once(machine, tmp_path, capsys):
     assert "execution: --lif=native, --jit_compile=false, --precision=float32" in capsys.readouterr().out
 
 
+def test_choice_shown_is_what_is_used(machine, tmp_path, capsys):
+    machine(compiler=False)
+    resolved(tmp_path)
+    assert "execution: --lif=fused, " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_deterministic_is_tensorflows(machine, tmp_path, monkeypatch, deterministic):
     machine()
