@@ -189,7 +189,7 @@ class Config:
     temperature: float = setting(
         4.0, "Temperature rho of L_KD.", "Compression", (COMPRESS, TRAIN_SNN), low=0, low_open=True)
     attention: float = setting(
-        1000.0, "Weight beta of the attention term, beta/2 * L_AT.", "Compression", (COMPRESS,),
+        100.0, "Weight beta of the attention term, beta/2 * L_AT.", "Compression", (COMPRESS,),
         low=0)
 
     calibration_percentile: float = setting(
