@@ -124,7 +124,8 @@ def _energy_bars(axes: Any, record: Mapping[str, Any]) -> None:
             [place + shift for place in range(len(energies))], energies, 0.4, label=label, color=colour
         )
     axes.set(yscale="log", ylabel="energy per image (µJ)")
-    axes.legend(title=comparison.ENERGY_MODEL)
+    axes.margins(y=0.4)  # room for the legend
+    axes.legend(title=comparison.ENERGY_MODEL, loc="upper left")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
