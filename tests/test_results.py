@@ -216,7 +216,7 @@ def test_density_schedule_is_named_where_it_is_not_the_published_one(tmp_path, m
     [
         ({"method": "attention", "attention": 0.0}, "attention, β = 0, cubic"),
         ({"method": "magnitude", "attention": 0.0}, "magnitude, β = 0"),
-        ({"method": "attention", "attention": 100.0}, "attention, β = 100, cubic"),
+        ({"method": "attention", "attention": 1000.0}, "attention, β = 1000, cubic"),
         ({"method": "attention", "activation_levels": 5}, "attention, cubic, 5 levels"),
         ({"method": "dense", "attention": 0.0}, "dense"),
     ],
