@@ -317,15 +317,18 @@ def _updated_energies(group: Group) -> list[float]:
 
 def _times_less(group: Group, energies: Sequence[float]) -> str:
     """The dense ANN's energy over these."""
-    dense = _energies(group, _DENSE)
-    return _shown([one / two for one, two in zip(dense, energies, strict=True)], "{:.1f}×")
+    return _quotients(_energies(group, _DENSE), energies)
 
 
 def _ratio_shown(key: tuple[str, str, str], group: Group) -> str:
-    return _shown(_ratios(group, *key), "{:.1f}×")
+    """The same over the SNN's, in a convention, a variant of it and an energy model."""
+    convention, variant, model = key
+    dense, spiking = (
+        group.values(which, "conventions", convention, "variants", variant_of, "energy_pj", model)
+        for which, variant_of in ((_DENSE, "default"), (_SNN, variant))
+    )
+    return _quotients(dense, spiking)
 
 
-def _ratios(group: Group, convention: str, variant: str, model: str) -> list[float]:
-    dense = group.values(_DENSE, "conventions", convention, "variants", "default", "energy_pj", model)
-    spiking = group.values(_SNN, "conventions", convention, "variants", variant, "energy_pj", model)
-    return [one / two for one, two in zip(dense, spiking, strict=True)]
+def _quotients(ones: Sequence[float], others: Sequence[float]) -> str:
+    return _shown([one / other for one, other in zip(ones, others, strict=True)], "{:.1f}×")
