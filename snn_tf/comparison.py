@@ -1,6 +1,7 @@
 """Tables and plots of many experiments, from their records: nothing in them is typed by hand."""
 
 import functools
+import itertools
 import pathlib
 import statistics
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, rcsetup, ticker
 
 from snn_tf import files
 from snn_tf.config import PUBLISHED_SCHEDULES, Config
@@ -38,6 +39,8 @@ _BRIEF = (
     "spikes/neuron",
     "energy ratio",
 )
+# Ten colours of a marker, then those of the next: rows that share one differ in the other.
+_MARKS = rcsetup.cycler(marker=list("os^Dv*")) * matplotlib.rcParamsDefault["axes.prop_cycle"]
 _NOTES = """
 Written by `python -m snn_tf.report`; each row is a folder here with the records of its stages, and is
 made by the flagfile of its name. Accuracies are on the whole test split, read once, in %. Over three
@@ -248,20 +251,24 @@ def plot(
     groups: Sequence[Group], path: pathlib.Path, label: str, values: Callable[[Group], list[float]]
 ) -> None:
     """Test accuracy of the SNNs against a cost, as a PNG; bars are standard deviations over seeds."""
-    drawing, axes = pyplot.subplots(figsize=(8.0, 5.5), layout="constrained")
-    for group in groups:
+    drawing, axes = pyplot.subplots(figsize=(10.0, 5.5), layout="constrained")
+    for group, mark in zip(groups, itertools.cycle(_MARKS), strict=False):
         accuracies = [100 * value for value in group.values(_SNN, "test_accuracy")]
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
         axes.errorbar(
             statistics.mean(values(group)),
             statistics.mean(accuracies),
             spread,
-            fmt="o",
+            linestyle="none",
             label=group.name,
+            **mark,
         )
     axes.set(xscale="log", xlabel=label, ylabel="test accuracy of the SNN (%)")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    drawing.legend(loc="outside right upper", fontsize="x-small")
     with files.replacing(path) as beside:
         drawing.savefig(beside, dpi=120, format="png")
     pyplot.close(drawing)

@@ -354,17 +354,42 @@ def test_plots_are_pictures(rows):
     assert "](accuracy_energy.png)" in (rows / "README.md").read_text()
 
 
-def test_plot_shows_mean_and_spread_by_group(rows, monkeypatch):
+def plotted(groups, rows, monkeypatch):
+    """The figure that `plot` writes and closes."""
     kept = []
     with monkeypatch.context() as patched:
         patched.setattr(comparison.pyplot, "close", kept.append)
-        comparison.plot(results.read(rows), rows / "x.png", "label", lambda group: [7.0])
-    (axes,) = kept[0].axes
+        comparison.plot(groups, rows / "x.png", "label", lambda group: [7.0])
+    comparison.pyplot.close(kept[0])
+    return kept[0]
+
+
+def test_plot_shows_mean_and_spread_by_group(rows, monkeypatch):
+    (axes,) = plotted(results.read(rows), rows, monkeypatch).axes
     points = {c.get_label(): c[0].get_xydata()[0].tolist() for c in axes.containers}
     assert points["small_attention"] == [7.0, pytest.approx(77.0)]
     assert points["small_magnitude"] == [7.0, pytest.approx(100 * 914 / 1200)]
     assert axes.get_xlabel() == "label"
-    comparison.pyplot.close(kept[0])
+
+
+def test_rows_of_a_plot_look_different_and_its_legend_hides_none(rows, monkeypatch):
+    row = results.read(rows)[0].rows[0]
+    many = [results.Group([dataclasses.replace(row, name=f"row {n}")]) for n in range(25)]
+    figure = plotted(many, rows, monkeypatch)
+    (axes,), (legend,) = figure.axes, figure.legends
+    looks = {(c[0].get_marker(), c[0].get_color()) for c in axes.containers}
+    assert len(looks) == len(legend.get_texts()) == 25
+    figure.canvas.draw()
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_plots_label_an_axis_of_less_than_a_decade_with_plain_numbers(rows, monkeypatch):
+    figure = plotted(results.read(rows), rows, monkeypatch)
+    (axes,) = figure.axes
+    axes.set_xlim(0.55, 8.5)
+    figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_xticklabels() if label.get_text()]
+    assert [label for label in labels if 0.55 <= float(label) <= 8.5] == ["1", "2", "3", "5"]
 
 
 def test_add_takes_the_records_of_an_evaluated_run(tmp_path, capsys):
