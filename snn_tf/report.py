@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from snn_tf import comparison, results
+from snn_tf import comparison, results, tables
 from snn_tf.errors import UserError
 
 _COLUMNS = (
@@ -39,9 +39,9 @@ def summary(record: Mapping[str, Any]) -> str:
     Energy is per image under `fp32_45nm`; ratio is the dense ANN's energy over the row's.
     """
     rows = [_COLUMNS]
-    reference = record["dense_ann"]["energy_pj"][comparison.ENERGY_MODEL]
+    reference = record["dense_ann"]["energy_pj"][tables.ENERGY_MODEL]
     for label, facts in networks(record):
-        energy = facts["energy_pj"][comparison.ENERGY_MODEL]
+        energy = facts["energy_pj"][tables.ENERGY_MODEL]
         spikes = facts.get("spikes_per_neuron")
         rows.append(
             (
@@ -119,13 +119,13 @@ def figure(record: Mapping[str, Any], path: pathlib.Path) -> None:
 def _energy_bars(axes: Any, record: Mapping[str, Any]) -> None:
     pairs = (("dense ANN", record["dense_ann"], -0.2, "0.7"), ("SNN", record, 0.2, "tab:red"))
     for label, facts, shift, colour in pairs:
-        energies = [layer["energy_pj"][comparison.ENERGY_MODEL] / 1e6 for layer in facts["layers"]]
+        energies = [layer["energy_pj"][tables.ENERGY_MODEL] / 1e6 for layer in facts["layers"]]
         axes.bar(
             [place + shift for place in range(len(energies))], energies, 0.4, label=label, color=colour
         )
     axes.set(yscale="log", ylabel="energy per image (µJ)")
     axes.margins(y=0.4)  # room for the legend
-    axes.legend(title=comparison.ENERGY_MODEL, loc="upper left")
+    axes.legend(title=tables.ENERGY_MODEL, loc="upper left")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,8 +34,8 @@ LEVELS = {
                 "costs",
             ),
             ("neuron", "splits", "tiny_imagenet", "results"),
-            ("layers", "runs", "checkpoints", "comparison", "image_folder", "tfds_source", "batches"),
-            ("execution", "graph", "data"),
+            ("layers", "runs", "checkpoints", "tables", "image_folder", "tfds_source", "batches"),
+            ("execution", "graph", "data", "comparison"),
             ("folding", "initialisation", "surgery"),
             ("models",),
             ("pruning",),
@@ -51,7 +51,7 @@ LEVELS = {
 }
 WITHOUT_TENSORFLOW = (
     *("budget", "channels", "comparison", "config", "costs", "errors", "files", "flagfiles", "health"),
-    *("interruption", "lock", "operations", "report", "results", "settings", "sparsity"),
+    *("interruption", "lock", "operations", "report", "results", "settings", "sparsity", "tables"),
 )
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")
 

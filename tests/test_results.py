@@ -14,7 +14,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from snn_tf import comparison, report, results
+from snn_tf import comparison, report, results, tables
 from snn_tf.config import Config
 from snn_tf.errors import UserError
 
@@ -208,7 +208,7 @@ def test_page_holds_every_row_with_what_it_loses(rows):
 def test_density_schedule_is_named_where_it_is_not_the_published_one(tmp_path, method, schedule, words):
     settings = {"method": method, "density_schedule": schedule}
     put(tmp_path, "row", record(answers(300), answers(340), **settings))
-    assert comparison.masks_of(groups_of(tmp_path)["row"]) == words
+    assert tables.masks_of(groups_of(tmp_path)["row"]) == words
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_loss_and_activations_of_the_student_are_named_where_they_are_not_the_us
     tmp_path, settings, words
 ):
     put(tmp_path, "row", record(answers(300), answers(340), **settings))
-    assert comparison.masks_of(groups_of(tmp_path)["row"]) == words
+    assert tables.masks_of(groups_of(tmp_path)["row"]) == words
 
 
 def test_short_table_takes_its_place_in_a_page(rows):
