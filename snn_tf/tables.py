@@ -151,6 +151,11 @@ def _against_dense_snn(group: Group, groups: Sequence[Group]) -> Difference | No
 
 
 def microjoules(group: Group) -> list[float]:
+    """The SNN's energy per image in µJ under `ENERGY_MODEL`, for every seed.
+
+    Raises:
+      UserError: a record does not have it.
+    """
     return [energy / 1e6 for energy in _energies(group, SNN)]
 
 
