@@ -10,9 +10,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+
 from snn_tf.errors import UsageError
 
 Counts = dict[str, int]
+
+
+def active_counts(masks: Mapping[str, np.ndarray]) -> Counts:
+    """Active units by layer or group, from boolean masks."""
+    return {name: int(np.count_nonzero(mask)) for name, mask in masks.items()}
 
 
 def exact(fraction: float) -> Fraction:

@@ -20,7 +20,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from snn_tf.budget import Counts, check_affordable, target_cost
+from snn_tf.budget import Counts, active_counts, check_affordable, target_cost
 
 Channels = dict[str, np.ndarray]
 Unit = tuple[str, int]
@@ -143,7 +143,7 @@ def update_channels(
       The new active channels. Inputs are left as they are.
     """
     new = {group: active[group].copy() for group in budget.sizes}
-    if budget.cost(_active_counts(new)) > budget.target:
+    if budget.cost(active_counts(new)) > budget.target:
         new = ranked_channels(values, budget, active)
     for group, flags in new.items():
         count = int(np.count_nonzero(flags))
@@ -239,10 +239,6 @@ def _common_counts(budget: ChannelBudget) -> Counts:
     return counts(steps[within - 1])
 
 
-def _active_counts(active: Mapping[str, np.ndarray]) -> Counts:
-    return {group: int(np.count_nonzero(flags)) for group, flags in active.items()}
-
-
 def _by_value(values: Mapping[str, np.ndarray], among: Mapping[str, np.ndarray]) -> list[Unit]:
     """The flagged channels, largest value first."""
     units = [(group, int(c)) for group, flags in among.items() for c in np.flatnonzero(flags)]
@@ -254,7 +250,7 @@ def _grow(active: Channels, units: Iterable[Unit], budget: ChannelBudget) -> Non
 
     One pass is enough: while channels are added, what is left falls and no unit gets cheaper.
     """
-    counts = _active_counts(active)
+    counts = active_counts(active)
     touching = {
         group: [layer for layer in budget.layers if group in (layer.in_group, layer.out_group)]
         for group in active

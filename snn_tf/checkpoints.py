@@ -61,7 +61,7 @@ class Checkpoints:
         One that is damaged, or of another stage or version, is said and set aside.
 
         Raises:
-          UserError: there are checkpoints, but no good one.
+          UserError: there are checkpoints, or were, but no good one.
         """
         files.sweep(self.folder)
         refused = []
@@ -77,10 +77,9 @@ class Checkpoints:
             if refused:
                 print(f"continues from {path}")
             return int(_number(path))
-        if refused:
-            raise UserError(
-                f"{refused[-1]}; no good checkpoint is left; delete {self.folder} to start again"
-            )
+        if others := sorted(self.folder.glob(f"{_REFUSED}*")):
+            reason = refused[-1] if refused else f"{others[-1]}: was set aside"
+            raise UserError(f"{reason}; no good checkpoint is left; delete {self.folder} to start again")
         return 0
 
     def _set_aside(self, path: pathlib.Path) -> pathlib.Path:

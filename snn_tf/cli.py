@@ -21,6 +21,7 @@ from snn_tf.lock import locked
 from snn_tf.settings import setting_of, shown
 
 _LONGEST_NAME = 100
+_FOLDERS = ("run_dir", "meta_model", "snn_start")
 _EPILOGUE = """
 Flags may stand in a file, one per line: --flagfile=FILE, several times and nested. The last value
 given wins, so what overrides a file follows it. --verbosity=0 shows TensorFlow's own messages."""
@@ -49,6 +50,8 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
 
 def _read(field: dataclasses.Field, flag_values: flags.FlagValues) -> Any:
     value = flag_values[field.name].value
+    if field.name in _FOLDERS:
+        return os.path.expanduser(value)
     if not isinstance(field.default, tuple):
         return value
     if field.name != "profile_steps":
@@ -109,6 +112,8 @@ def _quiet_import(quiet: bool) -> Iterator[None]:
     """Sets up TensorFlow before it is loaded, and sends to nowhere what it says meanwhile."""
     # With several, the order in which oneDNN adds up a filter gradient varies, and so do its last bits.
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    # Else a process takes all of a GPU's memory, and the one that reloads an export finds none.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if not quiet:
         yield
         return
@@ -127,7 +132,7 @@ def _run_stages(config: Config) -> None:
     with _quiet_import(flags.FLAGS.verbosity < 0), interruption.deferred():
         from snn_tf import execution, stages
     try:
-        with execution.within_memory():
+        with execution.reported():
             stages.run(config)
     except BrokenPipeError:
         raise
@@ -144,9 +149,12 @@ def run() -> None:
     except (UserError, Interrupted) as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Whoever read the output has gone; what Python still flushes at its end goes nowhere.
+    except OSError as error:
+        # What Python still flushes at its end goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has gone, and needs no line, or there is no room for it.
+        if not isinstance(error, BrokenPipeError):
+            print(f"train.py: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         sys.exit(UserError.exit_code)
 
 

@@ -13,7 +13,7 @@ from matplotlib import pyplot, rcsetup, ticker
 from snn_tf import files
 from snn_tf.errors import UserError, first_line
 from snn_tf.results import Group, read, seconds
-from snn_tf.tables import COMPRESSED, SNN, comparisons, energies, microjoules, table
+from snn_tf.tables import COMPRESSED, SNN, comparisons, devices, energies, microjoules, table
 
 _BRIEF = (
     "row",
@@ -35,8 +35,9 @@ made by the flagfile of its name. Accuracies are on the whole test split, read o
 seeds or more: mean ± standard deviation. With fewer, a difference has the 95 % interval of the paired
 difference over the same test images. Differences are in points. Spikes per neuron are per image, over
 all time steps. Energy is per image (`fp32_45nm`), without memory and the neurons' own updates; its ratio
-is that of the dense ANN to the SNN, or, where it says so, to the compressed ANN. A seed's dense network
-is another one on another device, so differences between rows of different devices include that.
+is that of the dense ANN to the SNN, or, where it says so, to the compressed ANN. Of the same seed, one
+dense network is another's only where their accuracies are equal: on another processor training gives
+another network, and differences between such rows include that.
 """
 
 
@@ -120,7 +121,7 @@ def _text(path: pathlib.Path, named: str) -> str:
 
 def _time(group: Group, results: pathlib.Path) -> str:
     minutes = statistics.mean(seconds(results, row) for row in group.rows) / 60
-    return f"{minutes:.0f} min on {group.values(SNN, 'device')[0]}"
+    return f"{minutes:.0f} min on {devices(group)}"
 
 
 def _accuracies(group: Group) -> str:

@@ -168,7 +168,7 @@ class Config:
     budget: str = setting(
         "weights", "What --density counts.", "Compression", (COMPRESS,), choices=("weights", "macs"))
     min_layer_density: float = setting(
-        0.005, "No layer gets sparser than this (irregular structure; not magnitude_uniform).",
+        0.005, "No layer gets sparser than this (irregular structure).",
         "Compression", (COMPRESS,), low=0, high=1)
     mask_update: int = setting(
         0, "Steps between mask updates; 0: an epoch.", "Compression", (COMPRESS,), "steps", low=0)
@@ -258,8 +258,9 @@ class Config:
         "last good checkpoint. skip: leaves weights, scores and slots as they are, and is counted.",
         "Execution", choices=("stop", "skip"))
     on_degenerate: str = setting(
-        "warn", "What a training does at an epoch's end where no spike reaches the output layer, or a "
-        "v_th, leak or clip is at its lower bound. stop: ends there, at the last good checkpoint.",
+        "warn", "What a training does where a validation finds that no spike reaches the output layer, "
+        "or an epoch ends with a trained v_th, leak or clip at its lower bound. stop: ends there, at "
+        "the last good checkpoint.",
         "Execution", choices=("warn", "stop"))
     deterministic: bool = setting(
         False, "Only TensorFlow operations whose result is the same to the bit every time. Costs up to "
@@ -301,6 +302,11 @@ class Config:
         }
 
 
+def same_folder(one: str, other: str) -> bool:
+    """Whether two paths lead to one folder, which need not be there."""
+    return pathlib.Path(one).resolve() == pathlib.Path(other).resolve()
+
+
 def _check_together(config: Config) -> None:
     for flag, example in (("stage", "all"), ("run_dir", "runs/default"), ("dataset", "digits")):
         if not getattr(config, flag):
@@ -320,8 +326,10 @@ def _check_together(config: Config) -> None:
         )
     if (config.lif, config.jit_compile) == ("native", "true"):
         raise UsageError("--jit_compile=true: must be false or auto with --lif=native")
-    if config.snn_start and pathlib.Path(config.snn_start) == pathlib.Path(config.run_dir):
-        raise UsageError(f"--snn_start={config.snn_start}: must be another folder than --run_dir")
+    for flag in ("meta_model", "snn_start"):
+        folder = getattr(config, flag)
+        if folder and same_folder(folder, config.run_dir):
+            raise UsageError(f"--{flag}={folder}: must be another folder than --run_dir")
     if config.dense_ends and config.structure == "channel":
         raise UsageError("--dense_ends=True: must be False with --structure=channel")
     if config.activation_levels and config.method == "dense":

@@ -48,7 +48,8 @@ def convert(ann: keras.Model, config: Config, batches: Sequence[np.ndarray]) -> 
     """Makes the SNN of an ANN.
 
     Args:
-      ann: plain functional model, with batch normalisation or without; zeros of its kernels stay zeros.
+      ann: plain functional model, with batch normalisation or without, in which neurons follow every
+        addition; zeros of its kernels stay zeros.
       config: calibration settings, κ = v_th_scale, the neuron's and timesteps.
       batches: uint8 images [B, H, W, C], training images without augmentation.
 
@@ -171,8 +172,8 @@ class _Calibration:
         if not v_th > 0.0:
             raise UserError(
                 f"layer {name}: the {self.config.calibration_percentile:g}th percentile of its input "
-                f"current is {v_th:g}, so it would never fire; train longer, or raise --density or "
-                "--calibration_timesteps"
+                f"current is {v_th:g}, and a threshold must be more than 0; train longer, or raise "
+                "--calibration_percentile, --density or --calibration_timesteps"
             )
         layer.cell.v_th.assign(v_th)
         fired = [layer(segment(feed)).numpy().astype(bool) for feed in self._feeds(sources)]

@@ -1,7 +1,8 @@
 """How to compute on this machine: what every `auto` among the settings stands for.
 
 It is decided once for a run and kept in `<run_dir>/execution.json`, so that a run that resumes goes on
-computing as it began.
+computing as it began. A flag that says otherwise later holds for its own command, with `--overwrite`
+from there on.
 """
 
 import contextlib
@@ -45,8 +46,9 @@ def resolve(config: Config) -> Config:
     if chosen["lif"] == "native" and (reason := _native_missing()):
         print(f"--lif=native: using fused instead, {reason}")
         resolved = dataclasses.replace(resolved, lif="fused")
-    if chosen != kept:
-        write_json(path, chosen)
+    remembered = chosen if config.overwrite else chosen | kept
+    if remembered != kept:
+        write_json(path, remembered)
         print("execution: " + ", ".join(f"--{name}={getattr(resolved, name)}" for name in chosen))
     return resolved
 
@@ -69,14 +71,17 @@ def released() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def within_memory() -> Iterator[None]:
-    """Raises `UserError` where TensorFlow or Python has no memory left for the block."""
+def reported() -> Iterator[None]:
+    """Raises `UserError` where the machine fails the block: no memory is left, or a file has gone."""
     try:
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise UserError(
-            f"not enough memory: {first_line(error)}; lower --batch_size, --width or --timesteps"
+            f"not enough memory: {first_line(error)}; lower --batch_size, --width or --timesteps, in "
+            "convert --calibration_batch_size or --calibration_timesteps"
         ) from error
+    except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.DataLossError) as error:
+        raise UserError(f"a file could no longer be read: {first_line(error)}") from error
 
 
 def _best(config: Config) -> dict[str, Any]:

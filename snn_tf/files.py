@@ -101,7 +101,7 @@ def read_json(path: pathlib.Path) -> Any:
 def write_manifest(
     folder: pathlib.Path, owner: str, others: dict[str, str] | None = None, without: str = ""
 ) -> None:
-    """Writes `manifest.json` of all files in `folder` and below.
+    """Writes `manifest.json` of all files in `folder` and below but hidden ones, which others put there.
 
     Args:
       folder: where.
@@ -114,7 +114,7 @@ def write_manifest(
     entries = {
         name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
         for name, path in names.items()
-        if name != MANIFEST and name.partition("/")[0] != without
+        if name != MANIFEST and name.partition("/")[0] != without and not path.name.startswith(".")
     }
     for name, text in (others or {}).items():
         content = text.encode()

@@ -222,7 +222,8 @@ def spiking(ann: keras.Model, config: Config, timesteps: int | None = None) -> k
     get bias currents, 0 here, which `snn_tf.conversion` makes of the biases.
 
     Args:
-      ann: a model of `build` after `fold`, or any functional one of the same layer types.
+      ann: a model of `build` after `fold`, or any functional one of the same layer types whose
+        synapses have biases only where neurons follow.
       config: lif, surrogate, surrogate_scale, initial_membrane, bias_current, timesteps.
       timesteps: T if not `config.timesteps`.
     """

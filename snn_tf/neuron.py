@@ -9,7 +9,8 @@ v_th > 0 and one scalar leak in (0, 1] per layer:
     u[t] ← u[t] − v_th · o[t]            in the same step
 
 Before the first step u is a share η of v_th, 0 unless said otherwise. With η = ½ and leak 1 a constant
-current I in [0, v_th] gives T · I / v_th spikes rounded to nearest; η = 0 rounds down (Bu et al. 2022).
+current I in [0, v_th] gives T · I / v_th spikes rounded to nearest; η = 0 rounds down, and whole
+numbers above 0 to one less (Bu et al. 2022).
 
 Time is the first axis: currents I and spikes o are [T, B, ...]. Membranes are float32 whatever the
 currents' type. The reset passes no surrogate gradient; v_th has a gradient through z and through

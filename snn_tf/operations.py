@@ -120,11 +120,6 @@ class Synapses:
         """Number of prunable weights."""
         return self.mask.size
 
-    @property
-    def density(self) -> float:
-        """Active share of the weights, in [0, 1]."""
-        return self.active_weights / self.weights
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activity:

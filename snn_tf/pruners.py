@@ -38,7 +38,7 @@ class Pruner(tf.Module):
         active or not, by layer name; empty unless the method is attention.
       squares: the same average of the gradient's square; empty unless the saliency is fisher.
       last_update: step after which masks are fixed.
-      ends_untrained: whether a density that falls gets to its end after the stage's last step only.
+      total_steps: the stage's length.
     """
 
     def __init__(self, model: keras.Model, config: Config, steps_per_epoch: int):
@@ -50,20 +50,20 @@ class Pruner(tf.Module):
         super().__init__()
         self.config = config
         self.interval = config.mask_update or steps_per_epoch
-        total_steps = config.compress_epochs * steps_per_epoch
-        if self.interval > total_steps:
+        self.total_steps = config.compress_epochs * steps_per_epoch
+        if self.interval > self.total_steps:
             raise UsageError(
-                f"--mask_update={self.interval}: must be at most the stage's {total_steps} steps"
+                f"--mask_update={self.interval}: must be at most the stage's {self.total_steps} steps"
             )
-        updates = math.floor(budgets.exact(config.mask_update_end) * total_steps / self.interval)
+        last = budgets.exact(config.mask_update_end) * self.total_steps
         by_magnitude = config.method.startswith("magnitude")
         published = PUBLISHED_SCHEDULES[config.method]
         kind = published if config.density_schedule == "auto" else config.density_schedule
         self.falls = kind == "cubic"
         self.starts_dense = self.falls or by_magnitude
         # What starts dense cannot do without an update.
-        self.last_update = max(1 if self.starts_dense else 0, updates) * self.interval
-        self.ends_untrained = self.starts_dense and self.last_update >= total_steps
+        updates = max(1 if self.starts_dense else 0, math.floor(last / self.interval))
+        self.last_update = updates * self.interval
         self.schedule = sparsity_schedule(
             kind, config.density, self.interval, max(self.last_update, self.interval)
         )
@@ -78,6 +78,16 @@ class Pruner(tf.Module):
             layer: tf.Variable(tf.zeros(w.layer.kernel.shape), trainable=False, name=f"{name}/{layer}")
             for layer, w in self.wrappers.items()
         }
+
+    def misfits(self) -> list[str]:
+        """Warnings: what the length of the stage has no room for, with what helps."""
+        remedy = "raise --compress_epochs, or lower --mask_update"
+        if self.starts_dense and self.last_update >= self.total_steps:
+            line = f"the density reaches {self.config.density:g} after the last step, and nothing is "
+            return [f"{line}trained at it; {remedy} or --mask_update_end"]
+        if self.config.method == "attention" and not self.last_update:
+            return [f"no mask update fits, and masks stay random; {remedy}, or raise --mask_update_end"]
+        return []
 
     def due(self, step: int) -> bool:
         """Whether masks change after `step` optimizer steps."""
@@ -131,7 +141,8 @@ class Pruner(tf.Module):
         """Density after the update at `step`, as `--density_schedule` says."""
         if not self.falls or step >= self.last_update:
             return self.config.density
-        return 1.0 - float(self.schedule(step)[1])
+        # The schedule is of float32, and may go past its end by a rounding.
+        return max(self.config.density, 1.0 - float(self.schedule(step)[1]))
 
     def drop_fraction(self, step: int) -> float:
         """p of the update after `step` steps."""
@@ -149,9 +160,10 @@ class Pruner(tf.Module):
 
         |W| for both kinds of magnitude, and wherever the method is not attention. |W m| is the loss's
         first-order change without the weight.
-        fisher is |W| √(mean of squared gradients): half its square estimates the change to second order,
-        by the diagonal of the empirical Fisher information (Theis et al. 2018). The last two stay the
-        same if a layer's weights are scaled and a batch normalisation takes that back.
+        fisher is |W| √(mean of squared gradients): its square estimates the change to second order, up
+        to a factor common to all weights, by the diagonal of the empirical Fisher information (Theis et
+        al. 2018) of batches. The last two stay the same if a layer's weights are scaled and a batch
+        normalisation takes that back.
         """
         return self._per_cost(self._worths())
 

@@ -4,6 +4,7 @@ The wrappers stay from `compress` to `export`; elsewhere masks are a read-only d
 and how masks change is decided in `snn_tf.pruners`. tfmot is imported here and nowhere else.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -46,12 +47,14 @@ def sparsity_schedule(
 
     Constant: 1 - `density` at every update. Cubic: from 0 to 1 - `density` at the last.
     """
+    # One of 1, to which a tiny density would round, is refused by tfmot.
+    sparsity = min(1.0 - density, math.nextafter(1.0, 0.0))
     if kind == "constant":
         return tfmot.sparsity.keras.ConstantSparsity(
-            1.0 - density, begin_step=0, end_step=last_update, frequency=interval
+            sparsity, begin_step=0, end_step=last_update, frequency=interval
         )
     return tfmot.sparsity.keras.PolynomialDecay(
-        0.0, 1.0 - density, begin_step=0, end_step=last_update, frequency=interval
+        0.0, sparsity, begin_step=0, end_step=last_update, frequency=interval
     )
 
 
@@ -140,7 +143,7 @@ def assign_masks(model: keras.Model, new: Masks) -> None:
 
 
 def project(model: keras.Model) -> None:
-    """W ← W ⊙ M in every wrapper. Belongs after every optimizer step."""
+    """W ← W ⊙ M in every wrapper. Optimizer steps need it not: they leave what is masked as it is."""
     for wrapper in wrappers(model).values():
         inner(wrapper).kernel.assign(inner(wrapper).kernel.read_value() * gate_of(wrapper))
 

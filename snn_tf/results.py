@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from snn_tf import files
-from snn_tf.config import EVALUATE, STAGES, Config
+from snn_tf.config import EVALUATE, STAGES, TRAIN_SNN, Config
 from snn_tf.errors import UserError
 from snn_tf.settings import setting_of
 
@@ -127,11 +127,29 @@ def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
     row = results / run_dir.resolve().name
     if (row / "record.json").exists():
         _check_same(_read_row(row / "record.json"), _read_row(source))
+    _check_evaluated_last(run_dir)
     made = {stage: run_dir / stage / "record.json" for stage in STAGES}
     taken = {stage: _published(path) for stage, path in made.items() if path.exists()}
+    for stage in made.keys() - taken.keys():
+        (row / f"{stage}.json").unlink(missing_ok=True)
     for stage, record in taken.items():
         files.write_json(row / ("record.json" if stage == EVALUATE else f"{stage}.json"), record)
     return row
+
+
+def _check_evaluated_last(run_dir: pathlib.Path) -> None:
+    """Raises `UserError` if the SNN was trained again after it had been evaluated."""
+    built_on, trained = run_dir / EVALUATE / "stage.json", run_dir / TRAIN_SNN / "record.json"
+    if not (built_on.exists() and trained.exists()):
+        return
+    facts = files.read_json(built_on), files.read_json(trained)
+    if not all(isinstance(each, dict) for each in facts):
+        raise UserError(f"{run_dir}: {built_on} or {trained} is not of a stage")
+    if facts[0].get("upstream") != facts[1].get("fingerprint"):
+        raise UserError(
+            f"{run_dir}: {TRAIN_SNN} was run again after {EVALUATE}; "
+            f"run --stage={EVALUATE} --overwrite first"
+        )
 
 
 def _published(path: pathlib.Path) -> dict[str, Any]:
@@ -177,7 +195,17 @@ def read(results: pathlib.Path) -> list[Group]:
         together.setdefault(json.dumps(row.settings(), sort_keys=True), []).append(row)
     if not together:
         raise UserError(f"{results}: holds no row; a row is a folder with the record.json of evaluate")
+    for rows in together.values():
+        _check_seeds(results, rows)
     return [Group(rows) for rows in together.values()]
+
+
+def _check_seeds(results: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Raises `UserError` if a seed counts twice: in rows that differ in folders or in execution."""
+    names: dict[int, str] = {}
+    for row in rows:
+        if (twin := names.setdefault(row.seed, row.name)) != row.name:
+            raise UserError(f"{results}: {twin} and {row.name} have the same settings and seed")
 
 
 def seconds(results: pathlib.Path, row: Row) -> float:
@@ -194,9 +222,16 @@ def seconds(results: pathlib.Path, row: Row) -> float:
 
 
 def correct(facts: Mapping[str, Any]) -> np.ndarray:
-    """[num_examples] booleans: which test images a network got right, in the split's order."""
-    packed = np.frombuffer(bytes.fromhex(facts["correct"]), np.uint8)
-    return np.unpackbits(packed, count=facts["num_examples"]).astype(bool)
+    """[num_examples] booleans: which test images a network got right, in the split's order.
+
+    Raises:
+      UserError: the record does not say.
+    """
+    try:
+        packed = np.frombuffer(bytes.fromhex(facts["correct"]), np.uint8)
+        return np.unpackbits(packed, count=facts["num_examples"]).astype(bool)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"a record does not say which images were right: {error!r}") from error
 
 
 def difference(first: Group, which: str, second: Group, other: str) -> Difference | None:
@@ -208,6 +243,9 @@ def difference(first: Group, which: str, second: Group, other: str) -> Differenc
 
     Returns:
       None if no seed is in both.
+
+    Raises:
+      UserError: they were tested on other images, or a record does not say which were right.
     """
     theirs = {row.seed: row.network(other) for row in second.rows}
     pairs = [(row.network(which), theirs[row.seed]) for row in first.rows if row.seed in theirs]
@@ -218,6 +256,9 @@ def difference(first: Group, which: str, second: Group, other: str) -> Differenc
     if len(pairs) > _FEW:
         return Difference(mean, len(pairs), statistics.stdev(by_seed), None)
     images = [np.concatenate([correct(pair[side]) for pair in pairs]) for side in (0, 1)]
+    if len(images[0]) != len(images[1]):
+        counts = f"{len(images[0])} and {len(images[1])}"
+        raise UserError(f"rows {first.name} and {second.name}: of {counts} test images; not comparable")
     return Difference(mean, len(pairs), None, paired_interval(*images))
 
 

@@ -1,12 +1,13 @@
 """Run folders: what a stage depends on, whether it is done, and the record it leaves.
 
     <run_dir>/<stage>/stage.json       settings that concern the stage, and its upstream's fingerprint
-    <run_dir>/<stage>/config.flags     all settings, resolved; usable as --flagfile
+    <run_dir>/<stage>/config.flags     all settings, resolved, but --overwrite; usable as --flagfile
     <run_dir>/<stage>/checkpoints/     states of an unfinished training
     <run_dir>/<stage>/model.keras      the result, where the stage makes a network
     <run_dir>/<stage>/manifest.json    sizes and SHA-256 of the stage's files, record.json included
     <run_dir>/<stage>/record.json      written last: the stage is done
     <run_dir>/tensorboard/<stage>/     TensorBoard's events
+    <run_dir>/data.json                what tells the data from others
 
 How files are written, so that one that exists is whole, is in `snn_tf.files`.
 """
@@ -42,6 +43,8 @@ UPSTREAM = {
     configs.EVALUATE: configs.TRAIN_SNN,
     configs.EXPORT: configs.TRAIN_SNN,
 }
+CHOOSES_DATA = ("dataset", "image_size", "validation_fraction")
+"""Settings that say which examples there are, and which are held out."""
 _CHECKPOINTS = "checkpoints"
 _PACKAGES = (
     "tensorflow",
@@ -92,6 +95,10 @@ class StageFolder:
         """Identifies the stage's settings and everything upstream."""
         return self._identity()["fingerprint"]
 
+    def follows(self, upstream: "StageFolder") -> bool:
+        """Whether the stage is done, and the one before it was not run again with other settings."""
+        return self.done and upstream.done and self._identity()["upstream"] == upstream.fingerprint()
+
     def _identity(self) -> dict[str, Any]:
         path = self.path / "stage.json"
         kept = read_json(path)
@@ -127,7 +134,7 @@ class StageFolder:
         files.sweep(self.run_dir)
         files.sweep(self.path)
         wanted = _identity(self.stage, config, upstream[0] if upstream else None)
-        if (self.path / "stage.json").exists():
+        if self.done or (self.path / "stage.json").exists():
             changes = self._damage(config) or _changes(self._identity(), wanted)
             if not changes:
                 return
@@ -138,7 +145,8 @@ class StageFolder:
                 )
             if self._holds_work():
                 self._move_aside()
-        lines = (f"--{name}={shown(value)}\n" for name, value in dataclasses.asdict(config).items())
+        settings = dataclasses.asdict(dataclasses.replace(config, overwrite=False))
+        lines = (f"--{name}={shown(value)}\n" for name, value in settings.items())
         write_text(self.path / "config.flags", "".join(lines))
         write_json(self.path / "stage.json", wanted)
 
@@ -207,7 +215,12 @@ class StageFolder:
             "device": device(),
             "seconds": round(seconds, 3),
         }
-        text = json_text({**provenance, **facts})
+        try:
+            text = json_text({**provenance, **facts})
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}: its record would hold a number that is not finite; a setting is too large"
+            ) from error
         files.write_manifest(self.path, self.fingerprint(), {"record.json": text}, without=_CHECKPOINTS)
         write_text(self.path / "record.json", text)
 
@@ -222,6 +235,35 @@ class StageFolder:
     def load_model(self) -> keras.Model:
         """Reads `model.keras`, as data only. Raises `UserError` as `model_files.load` does."""
         return model_files.load(self.path / "model.keras")
+
+
+def check_data(config: Config, identity: Mapping[str, Any]) -> None:
+    """Compares the data with those that this run began with, and the runs that it builds on.
+
+    Args:
+      config: of which the data's settings are kept as well: other settings may give other data.
+      identity: see `Data.identity`.
+
+    Raises:
+      UserError: they differ, or what is kept cannot be read or written.
+    """
+    settings = {name: getattr(config, name) for name in CHOOSES_DATA}
+    now = {"settings": settings, "data": dict(identity)}
+    for run_dir in filter(None, (config.run_dir, config.meta_model, config.snn_start)):
+        path = pathlib.Path(run_dir) / "data.json"
+        if not path.exists():
+            continue
+        kept = read_json(path)
+        if not isinstance(kept, dict) or not kept.keys() >= now.keys():
+            raise UserError(f"{path}: does not say what a run's data are")
+        if kept["settings"] == settings and kept["data"] != now["data"]:
+            raise UserError(
+                f"--dataset={config.dataset}: is not what it was when {run_dir} began "
+                f"({now['data']}, was {kept['data']}); bring it back, or give another --run_dir"
+            )
+    path = pathlib.Path(config.run_dir) / "data.json"
+    if not path.exists() or read_json(path) != now:
+        write_json(path, now)
 
 
 def _identity(stage: str, config: Config, upstream: StageFolder | None) -> dict[str, Any]:
@@ -252,13 +294,17 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def commit() -> str:
-    """Commit of the source tree, with -dirty if it has changes; empty outside a git checkout."""
-    source = pathlib.Path(__file__).parent
-    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Commit of the source tree, with -dirty if it has changes; empty outside a git checkout of it."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        _git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def versions() -> dict[str, str]:

@@ -15,15 +15,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from snn_tf.budget import Budget, Counts, common_counts, plan_update, shared_counts
+from snn_tf.budget import Budget, Counts, active_counts, common_counts, plan_update, shared_counts
 from snn_tf.errors import UserError
 
 Masks = dict[str, np.ndarray]
-
-
-def active_counts(masks: Mapping[str, np.ndarray]) -> Counts:
-    """Active weights of each layer."""
-    return {name: int(np.count_nonzero(mask)) for name, mask in masks.items()}
 
 
 def drop_fraction(step: int, last_step: int, first: float, last: float) -> float:

@@ -36,9 +36,17 @@ from snn_tf.initialisation import initialise
 from snn_tf.layers import LEAST, use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
 from snn_tf.operations import Synapses
-from snn_tf.runs import StageFolder, commit
+from snn_tf.runs import StageFolder, check_data, commit
 from snn_tf.update import Recipe
-from snn_tf.upstream import meta_model, model_of, stage_folder, taken_from, untrained_snn, upstream_of
+from snn_tf.upstream import (
+    meta_model,
+    model_of,
+    stage_folder,
+    taken_from,
+    untrained_snn,
+    up_to_date,
+    upstream_of,
+)
 
 Facts = dict[str, Any]
 
@@ -53,10 +61,11 @@ def run(config: Config) -> None:
     """
     made_by = commit()
     config = execution.resolve(config)
-    source = functools.cache(lambda: data.load(config))
+    source = functools.cache(lambda: _loaded(config))
     for stage in config.stages():
         interruption.check()
         if other := taken_from(config, stage):
+            stage_folder(config, stage).check()
             print(f"{stage}: taken from {other}")
             continue
         folder = stage_folder(config, stage)
@@ -73,6 +82,13 @@ def run(config: Config) -> None:
             f"{stage}: validation accuracy {100 * facts['validation_accuracy']:.2f} % ({seconds:.0f} s)"
         )
     _say_results(config)
+
+
+def _loaded(config: Config) -> data.Data:
+    """The data, which are those that the run began with."""
+    source = data.load(config)
+    check_data(config, source.identity())
+    return source
 
 
 def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
@@ -100,11 +116,8 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     student = models.build(config, neuron, source.spec)
     per_epoch = data.steps_per_epoch(source.train, config.batch_size)
     pruner = pruners.make_pruner(student, config, per_epoch)
-    if pruner.ends_untrained:
-        print(
-            f"{folder.stage}: warning: the density reaches {config.density:g} after the last step, and "
-            "nothing is trained at it; raise --compress_epochs or lower --mask_update"
-        )
+    for warning in pruner.misfits():
+        print(f"{folder.stage}: warning: {warning}")
     seed = config.stage_seed(folder.stage)
     initialise(pruner.model, seed, pruner.start(seed))
     if config.student_start == "meta_model":
@@ -130,7 +143,7 @@ def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     model = pruning.wrap(converted.model, pruning.masks(compressed))
     use_implementation(model, config.lif)
     result = evaluation.Evaluator(model, config.batch_size).evaluate(source.validation)
-    low = health.below_bound(neuron_parameters(model)["v_th"], LEAST)
+    low = health.below_bound(neuron_parameters(model)["v_th"], LEAST) if config.train_v_th else []
     for warning in (*health.firing(result.spike_rates()).values(), *low):
         print(f"{folder.stage}: warning: {warning}")
     folder.save_model(model)
@@ -268,13 +281,13 @@ def _check_masks(model: keras.Model, folder: StageFolder) -> None:
 
 
 def _say_results(config: Config) -> None:
-    """Prints the table and where everything is, if the run has been evaluated."""
+    """Prints where everything is, and the table if the run has been evaluated as it is now."""
     evaluated, exported = (stage_folder(config, stage) for stage in (configs.EVALUATE, configs.EXPORT))
-    if evaluated.done:
+    if up_to_date(config, configs.EVALUATE):
         print(f"\n{report.summary(evaluated.record())}\n")
         print(f"records      {config.run_dir}/*/record.json")
         print(f"figure       {evaluated.path / 'layers.png'}")
-    if exported.done:
+    if up_to_date(config, configs.EXPORT):
         facts = exported.record()
         size, dense = facts["bytes_gzipped"] / 2**20, facts["dense_ann"]["bytes_gzipped"] / 2**20
         print(

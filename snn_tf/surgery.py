@@ -52,7 +52,7 @@ def channel_layers(model: keras.Model, budget: str) -> list[ChannelLayer]:
     """Each synapse layer with the groups it reads and writes.
 
     Args:
-      model: any functional model.
+      model: any functional model whose products read what they flatten from the flattening itself.
       budget: "weights" or "macs": what a kernel entry costs.
     """
     graph = Graph.of(model)

@@ -42,7 +42,7 @@ def _columns(groups: Sequence[Group]) -> dict[str, Callable[[Group], str]]:
         "energy ratio, ANN": lambda group: _times_less(group, _energies(group, COMPRESSED)),
         "energy (µJ)": lambda group: _shown(microjoules(group), "{:.2f}"),
         "energy ratio": lambda group: _times_less(group, _energies(group, SNN)),
-        "device": lambda group: "; ".join(sorted(set(group.values(SNN, "device")))),
+        "device": devices,
     }
 
 
@@ -157,6 +157,11 @@ def microjoules(group: Group) -> list[float]:
       UserError: a record does not have it.
     """
     return [energy / 1e6 for energy in _energies(group, SNN)]
+
+
+def devices(group: Group) -> str:
+    """What trained a group's SNNs."""
+    return "; ".join(sorted(set(group.values(SNN, "device"))))
 
 
 def _energies(group: Group, which: str) -> list[float]:

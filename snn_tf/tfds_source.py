@@ -133,5 +133,7 @@ def _reported(what: str, remedy: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise type(error)(first_line(error)) from error
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise
     except Exception as error:
         raise UserError(f"{what} ({type(error).__name__}: {first_line(error)}); {remedy}") from error

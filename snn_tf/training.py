@@ -73,7 +73,8 @@ class Trainer:
         self.board = TensorBoard(folder.tensorboard)
         self.watch = health.Watch(folder.stage, source.spec.num_classes)
         self.saved = time.perf_counter()
-        self.skipped_before = 0  # up to the last epoch's end
+        # Up to the last epoch's end.
+        self.skipped_before = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped_before")
         self.checkpoints = Checkpoints(
             folder.checkpoints,
             folder.fingerprint(),
@@ -81,6 +82,7 @@ class Trainer:
             model=model,
             optimizer=self.update.optimizer,
             skipped=self.update.skipped,
+            skipped_before=self.skipped_before,
             seconds=self.seconds,
             **({"pruner": pruner} if pruner else {}),
         )
@@ -95,7 +97,6 @@ class Trainer:
         # Keras models are cycles of references: those of the way here are freed now, not at some time.
         gc.collect()
         first = self.checkpoints.restore()
-        self.skipped_before = int(self.update.skipped)
         if self._validates(first):  # a signal may have come before it was done
             self._validate(first, next(self._batches(first - 1)))
         batches = self._batches(first)
@@ -183,13 +184,21 @@ class Trainer:
             churn = self.pruner.update(step, self.update.optimizer)
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
         if ends_epoch:
-            self._handle_degenerate(step, health.at_bounds(neuron_parameters(self.model), LEAST))
+            self._handle_degenerate(step, self._at_bounds())
         if self._validates(step):
             with interruption.immediate():
                 self._validate(step, batch)
         self._count_time()
         if self._is_to_save(step):
             self._save(step)
+
+    def _at_bounds(self) -> list[str]:
+        """Warnings of the neurons' parameters that are trained."""
+        parameters = neuron_parameters(self.model)
+        for kind in ("v_th", "leak"):
+            if not getattr(self.config, f"train_{kind}"):
+                parameters[kind] = {}
+        return health.at_bounds(parameters, LEAST)
 
     def _validates(self, step: int) -> bool:
         interval = self.steps_per_epoch * self.config.validate_every
@@ -290,9 +299,9 @@ class Trainer:
             self._stop(f"loss or gradient is not finite at step {bad} ({layers})")
         self._warn(bad, [f"loss or gradient is not finite ({layers}); such steps are skipped"])
         if step % self.steps_per_epoch == 0:
-            if skipped - self.skipped_before >= self.steps_per_epoch:
+            if skipped - int(self.skipped_before) >= self.steps_per_epoch:
                 self._stop(f"loss or gradient is not finite at any step of the epoch up to {step}")
-            self.skipped_before = skipped
+            self.skipped_before.assign(skipped)
 
     def _stop(self, reason: str, remedy: str = _FINITE_REMEDY) -> NoReturn:
         kept = self.checkpoints.newest or "none"

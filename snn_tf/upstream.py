@@ -10,11 +10,11 @@ import tf_keras as keras
 
 from snn_tf import config as configs
 from snn_tf import models, pruning
-from snn_tf.config import Config
+from snn_tf.config import Config, same_folder
 from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError
 from snn_tf.layers import use_implementation
-from snn_tf.runs import UPSTREAM, StageFolder
+from snn_tf.runs import CHOOSES_DATA, UPSTREAM, StageFolder
 
 _BEFORE_SNN = (configs.TRAIN_ANN, configs.COMPRESS, configs.CONVERT)
 
@@ -35,7 +35,7 @@ def taken_from(config: Config, stage: str) -> str:
     while start and stage in _BEFORE_SNN and not (meta_model and stage == configs.TRAIN_ANN):
         made = StageFolder(pathlib.Path(start), configs.TRAIN_SNN).record()["config"]
         run, meta_model, start = start, made.get("meta_model", ""), made.get("snn_start", "")
-        if start and pathlib.Path(start) == pathlib.Path(config.run_dir):
+        if start and same_folder(start, config.run_dir):
             raise UsageError(f"--snn_start={config.snn_start}: began with the SNN of --run_dir={start}")
     return meta_model if meta_model and stage == configs.TRAIN_ANN else run
 
@@ -55,6 +55,15 @@ def upstream_of(config: Config, stage: str) -> list[StageFolder]:
         folders.append(stage_folder(config, above))
         above = UPSTREAM[above]
     return folders
+
+
+def up_to_date(config: Config, stage: str) -> bool:
+    """Whether a stage is done, and nothing before it has been run again with other settings since."""
+    folder, upstream = stage_folder(config, stage), upstream_of(config, stage)
+    if not upstream or taken_from(config, stage):
+        return folder.done
+    of_this_run = upstream[0].run_dir == folder.run_dir
+    return folder.follows(upstream[0]) and (not of_this_run or up_to_date(config, upstream[0].stage))
 
 
 def _snn_start(config: Config) -> StageFolder:
@@ -89,7 +98,7 @@ def untrained_snn(config: Config, spec: DataSpec) -> keras.Model:
 
 def _of_meta_model(config: Config) -> list[str]:
     """The settings that a meta-model must share with a run that takes it."""
-    names = ["dataset", "image_size", "validation_fraction", "network", "width", "head"]
+    names = [*CHOOSES_DATA, "network", "width", "head"]
     if config.method == "dense" or config.student_start == "meta_model":
         names += ["batch_norm"]
     if config.method == "dense":

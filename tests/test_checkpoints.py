@@ -98,6 +98,11 @@ def test_no_good_one_left_is_an_error_that_says_what_to_do(tmp_path):
         (tmp_path / f"step-{step}" / "state.index").unlink()
     with pytest.raises(UserError, match=r"state.index: is missing; no good checkpoint is left; delete"):
         checkpoints.restore()
+    again = (
+        rf"refused-step-2: was set aside; no good checkpoint is left; delete {re.escape(str(tmp_path))} "
+    )
+    with pytest.raises(UserError, match=again):
+        checkpoints.restore()
 
 
 def test_other_folders_and_files_are_not_checkpoints(tmp_path):

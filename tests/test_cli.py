@@ -150,3 +150,20 @@ def test_answer_comes_without_tensorflow(words):
     loaded = loaded_modules(*words)
     assert {"snn_tf", "absl"} <= loaded
     assert not loaded & {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
+
+
+def test_output_without_room_is_one_line():
+    command = f"{sys.executable} train.py --help > /dev/full"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 1
+    assert result.stderr == "train.py: output: No space left on device\n"
+
+
+def test_home_is_known_in_the_folders_of_runs(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    flag_values = flags.FlagValues()
+    cli.define_flags(flag_values)
+    config = cli.parse(["train.py", "--run_dir=~/runs/a", "--meta_model=~/runs/b"], flag_values)
+    assert (config.run_dir, config.meta_model) == ("/home/me/runs/a", "/home/me/runs/b")

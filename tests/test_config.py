@@ -90,8 +90,9 @@ def without_contradictions(chosen: dict) -> Config:
         agreeing |= {"activation_levels": 0}
     if chosen["lif"] == "native" and chosen["jit_compile"] == "true":
         agreeing |= {"jit_compile": "auto"}
-    if Path(chosen["snn_start"]) == Path(chosen["run_dir"]):
-        agreeing |= {"snn_start": ""}
+    for other in ("meta_model", "snn_start"):
+        if Path(chosen[other]) == Path(chosen["run_dir"]):
+            agreeing |= {other: ""}
     return Config(**(chosen | agreeing))
 
 

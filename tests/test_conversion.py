@@ -448,7 +448,7 @@ def test_layer_whose_percentile_is_not_positive_is_named():
     kernel.assign(-abs(kernel))
     with pytest.raises(
         UserError,
-        match=r"^layer dense3_neuron: the 100th percentile .* --density or --calibration_timesteps$",
+        match=r"^layer dense3_neuron: the 100th percentile .* or --calibration_timesteps$",
     ):
         conversion.convert(ann, dataclasses.replace(EXACT, timesteps=2), [images(3)])
 

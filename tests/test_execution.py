@@ -91,6 +91,26 @@ def test_run_keeps_what_it_began_with(machine, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_flag_given_later_holds_for_its_command_alone(machine, tmp_path):
+    """Otherwise one that is refused would change the run."""
+    machine()
+    first = resolved(tmp_path)
+    assert resolved(tmp_path, lif="rnn", precision="mixed_bfloat16") == (
+        "rnn",
+        "false",
+        "mixed_bfloat16",
+    )
+    assert resolved(tmp_path) == first
+    resolved(tmp_path, precision="mixed_bfloat16", overwrite=True)
+    assert resolved(tmp_path) == ("native", "false", "mixed_bfloat16")
+
+
+def test_flag_given_first_is_kept(machine, tmp_path):
+    machine()
+    first = resolved(tmp_path, lif="rnn")
+    assert first[0] == "rnn" and resolved(tmp_path) == first
+
+
 def test_choice_is_shown_once(machine, tmp_path, capsys):
     machine()
     resolved(tmp_path)
@@ -163,6 +183,15 @@ def test_gradients_registered_before_are_still_found():
 )
 def test_lack_of_memory_is_one_line_with_what_helps(error):
     said = r"^not enough memory: .+; lower --batch_size"
-    with pytest.raises(UserError, match=said) as caught, execution.within_memory():
+    with pytest.raises(UserError, match=said) as caught, execution.reported():
         raise error
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind", [tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.DataLossError]
+)
+def test_file_that_has_gone_is_one_line(kind):
+    said = "^a file could no longer be read: cat.png is not there$"
+    with pytest.raises(UserError, match=said), execution.reported():
+        raise kind(None, None, "cat.png is not there\n\t [[node]]")

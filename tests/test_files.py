@@ -175,6 +175,7 @@ def sealed(tmp_path) -> pathlib.Path:
     (folder / "deep").mkdir(parents=True)
     (folder / "model").write_bytes(bytes(range(256)))
     (folder / "deep" / "part").write_text("text")
+    (folder / ".config.flags.swp").write_text("an editor's")
     files.write_manifest(folder, "mine", {"record.json": "later"}, without="checkpoints")
     (folder / "record.json").write_text("later")
     return folder
@@ -191,6 +192,7 @@ def test_manifest_names_every_file_with_size_and_hash(sealed):
 
 def test_files_that_a_manifest_does_not_name_are_free(sealed):
     (sealed / "notes.txt").write_text("mine")
+    (sealed / ".config.flags.swp").unlink()
     files.check(sealed, "mine")
 
 

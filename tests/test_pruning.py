@@ -1,5 +1,6 @@
 """Tests of `snn_tf.pruning`: wrappers and files, and masks over real training steps."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -324,6 +325,7 @@ def test_interval_longer_than_the_stage_is_refused(structure):
     "settings",
     [
         {"density": 0.001},
+        {"density": 1e-17},
         {"density": 0.04, "min_layer_density": 0.05},
         {"density": 0.001, "method": "magnitude_uniform"},
         {"density": 0.001, "budget": "macs"},
@@ -331,7 +333,7 @@ def test_interval_longer_than_the_stage_is_refused(structure):
     ],
 )
 def test_impossible_density_is_refused_with_the_smallest_possible(settings):
-    with pytest.raises(UsageError, match=r"^--density=[\d.]+: must be at least [\d.]+, .*$") as error:
+    with pytest.raises(UsageError, match=r"^--density=[\d.e-]+: must be at least [\d.]+, .*$") as error:
         pruners.make_pruner(plain(), config_of(**settings), STEPS_PER_EPOCH)
     least = float(re.search(r"at least ([\d.]+)", str(error.value))[1])
     settings = settings | {"density": least}
@@ -362,7 +364,39 @@ def test_density_that_ends_with_the_training_is_known(settings, falls):
         pruners.make_pruner(plain(), config_of(density_schedule=schedule, **chosen), STEPS_PER_EPOCH)
         for chosen in (settings, {})
     ]
-    assert [pruner.ends_untrained for pruner in made] == [falls, False]
+    for pruner, ends in zip(made, (falls, False), strict=True):
+        found = [line for line in pruner.misfits() if "nothing is trained at it" in line]
+        assert len(found) == ends
+
+
+def test_density_that_ends_with_the_training_because_updates_do_is_said_with_the_flag():
+    config = config_of(density_schedule="cubic", mask_update=1, mask_update_end=1.0)
+    (line,) = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH).misfits()
+    assert line.startswith("the density reaches 0.3 after the last step") and "--mask_update_end" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({}, False),
+        ({"compress_epochs": 1}, True),
+        ({"mask_update_end": 0.0}, True),
+        ({"mask_update_end": 0.0, "method": "random"}, False),
+    ],
+)
+def test_guided_masks_that_no_update_changes_are_warned_of(settings, warned):
+    config = config_of(density_schedule="constant", **settings)
+    lines = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH).misfits()
+    assert ["masks stay random" in line for line in lines] == [True] * warned
+
+
+def test_density_that_falls_never_falls_below_its_end():
+    config = config_of(method="random", density=0.039, density_schedule="cubic", mask_update=1)
+    config = dataclasses.replace(config, compress_epochs=250)
+    pruner = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH)
+    densities = [pruner.density_now(step) for step in range(1, pruner.last_update + 1)]
+    assert densities == sorted(densities, reverse=True)
+    assert densities[-1] == min(densities) == 0.039
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,8 @@ def timed(rows) -> Path:
     for seed in range(3):
         folder = rows / f"small_magnitude_seed{seed}"
         made = json.loads((folder / "record.json").read_text())
-        (folder / "record.json").write_text(json.dumps(made | {"seconds": 10, "device": r"a \1 device"}))
+        device = r"a \1 device" if seed else "another"
+        (folder / "record.json").write_text(json.dumps(made | {"seconds": 10, "device": device}))
         (folder / "compress.json").write_text(json.dumps({"seconds": 180 + 60 * seed}))
     return rows
 
@@ -280,7 +281,7 @@ def test_headers_take_time_and_accuracies_of_the_rows(timed, tmp_path):
         # 300, 304 and 310 of 400 images; the compressed ANN has 300 each time.
         assert flagfile.read_text().splitlines() == [
             "# What it is.",
-            r"# Expected time: 4 min on a \1 device",
+            r"# Expected time: 4 min on a \1 device; another",
             "# Expected numbers: test accuracy 75.0 % compressed, 76.2 % SNN (mean of 3 seeds)",
             "",
             "--seed=0",
@@ -438,6 +439,53 @@ def test_add_replaces_no_row_of_other_settings(tmp_path, change):
     (tmp_path / "again" / "record.json").rename(run_dir / "evaluate" / "record.json")
     results.add(folder, run_dir)
     assert (folder / "dense" / "record.json").read_bytes() != before
+
+
+def test_add_takes_no_evaluation_of_an_older_training(tmp_path):
+    run_dir, folder = tmp_path / "runs" / "row", tmp_path / "results"
+    made = record(answers(3), answers(4))
+    put(run_dir, "evaluate", made)
+    put(run_dir, "train_snn", made | {"fingerprint": "new"})
+    built_on = run_dir / "evaluate" / "stage.json"
+    built_on.write_text(json.dumps({"upstream": "old"}))
+    with pytest.raises(UserError, match=r"train_snn was run again after evaluate; run --stage=evaluate"):
+        results.add(folder, run_dir)
+    assert not folder.exists()
+    built_on.write_text(json.dumps({"upstream": "new"}))
+    assert results.add(folder, run_dir) == folder / "row"
+
+
+def test_add_leaves_nothing_of_stages_that_the_run_no_longer_has(tmp_path):
+    run_dir, folder = tmp_path / "runs" / "row", tmp_path / "results"
+    made = record(answers(3), answers(4))
+    for stage in ("train_ann", "evaluate"):
+        put(run_dir, stage, made | {"seconds": 7})
+    results.add(folder, run_dir)
+    shutil.rmtree(run_dir / "train_ann")
+    results.add(folder, run_dir)
+    assert [path.name for path in (folder / "row").iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (1, 2, 1)])
+def test_seed_counts_once(tmp_path, seeds):
+    for number, seed in enumerate(seeds):
+        put(
+            tmp_path,
+            f"row{number}",
+            record(answers(300), answers(340), seed, meta_model=f"dense/{number}"),
+        )
+    said = f"row0 and row{len(seeds) - 1} have the same settings and seed"
+    with pytest.raises(UserError, match=said):
+        results.read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"correct": "zz"}, {"correct": None}, {"num_examples": 8}])
+def test_answers_that_cannot_be_compared_are_one_line(rows, capsys, change):
+    path = rows / "small_attention" / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert report.main([str(rows)]) == UserError.exit_code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "images" in line
 
 
 @pytest.mark.parametrize("case", ["empty", "damaged", "no record", "not evaluated", "not to be written"])

@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import pathlib
+import subprocess
 
 import numpy as np
 import pytest
@@ -125,6 +126,21 @@ def test_stage_that_never_began_takes_new_settings(tmp_path):
     folder = opened(tmp_path, width=0.5)
     assert files.read_json(folder.path / "stage.json")["settings"]["width"] == 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["train_ann"]
+
+
+def test_finished_stage_without_its_settings_is_damaged(tmp_path):
+    folder = finished(tmp_path)
+    (folder.path / "stage.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"stage\.json: is missing; run --stage=train_ann again with"):
+        opened(tmp_path, ann_epochs=1)
+    assert contents(tmp_path) == before
+    assert not opened(tmp_path, ann_epochs=1, overwrite=True).done
+    assert contents(tmp_path / "train_ann.old-1").keys() == {
+        "config.flags",
+        "manifest.json",
+        "record.json",
+    }
 
 
 def test_overwrite_moves_what_was_there_aside_under_the_next_number(tmp_path):
@@ -350,11 +366,65 @@ def test_broken_model_is_one_line_with_its_path(tmp_path, damage):
     ],
     ids=["defaults", "others"],
 )
-def test_config_flags_is_a_flagfile_that_gives_the_same_config(tmp_path, settings):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_config_flags_is_a_flagfile_that_gives_the_same_config(tmp_path, settings, overwrite):
+    """But it overwrites nothing."""
     folder = StageFolder(tmp_path, configs.TRAIN_ANN)
-    folder.open(Config(**settings), [])
+    folder.open(Config(**settings, overwrite=overwrite), [])
     flag_values = flags.FlagValues()
     cli.define_flags(flag_values)
     rest = flag_values(["train.py", f"--flagfile={folder.path / 'config.flags'}"])
     assert rest == ["train.py"]
     assert cli.config_from_flags(flag_values) == Config(**settings)
+
+
+def test_record_of_a_number_that_is_not_finite_is_one_line(tmp_path):
+    folder = opened(tmp_path)
+    with pytest.raises(UserError, match="would hold a number that is not finite"):
+        folder.finish(Config(), "abc", 1.0, {"v_th": float("inf")})
+    assert not folder.done
+
+
+def test_commit_is_that_of_this_package_alone(tmp_path, monkeypatch):
+    """Not of a repository in whose environment it is installed."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "theirs").write_text("theirs")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["add", "theirs"], ["commit", "-qm", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "theirs"))
+    assert len(runs.commit()) == 40
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "installed"))
+    assert runs.commit() == ""
+
+
+# --- the data that a run began with
+
+DIGITS = {"classes": 10, "train": [1000, 7]}
+
+
+def test_data_of_a_run_stay_what_they_were(tmp_path):
+    config = Config(run_dir=str(tmp_path / "run"), dataset="folder:/images")
+    for _ in range(2):
+        runs.check_data(config, DIGITS)
+    other = {"classes": 11, "train": [1000, 7]}
+    with pytest.raises(UserError) as caught:
+        runs.check_data(config, other)
+    assert one_line(caught).startswith("--dataset=folder:/images: is not what it was when ")
+    runs.check_data(dataclasses.replace(config, dataset="folder:/others"), other)
+
+
+def test_data_are_those_of_the_meta_models_run(tmp_path):
+    runs.check_data(Config(run_dir=str(tmp_path / "dense")), DIGITS)
+    config = Config(run_dir=str(tmp_path / "run"), meta_model=str(tmp_path / "dense"))
+    with pytest.raises(UserError, match=f"when {tmp_path / 'dense'} began"):
+        runs.check_data(config, {"classes": 10, "train": [1000, 8]})
+    runs.check_data(config, DIGITS)
+
+
+@pytest.mark.parametrize("broken", ["[]", "{}", "{"])
+def test_broken_note_of_the_data_is_one_line(tmp_path, broken):
+    (tmp_path / "data.json").write_text(broken)
+    with pytest.raises(UserError, match=r"data\.json: ") as caught:
+        runs.check_data(Config(run_dir=str(tmp_path)), DIGITS)
+    one_line(caught)

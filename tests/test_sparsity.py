@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snn_tf.budget import Budget, shared_counts
+from snn_tf.budget import Budget, active_counts, shared_counts
 from snn_tf.errors import UserError
 from snn_tf.sparsity import (
-    active_counts,
     drop_fraction,
     initial_masks,
     ranked_masks,

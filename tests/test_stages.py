@@ -182,6 +182,11 @@ def test_convert_warns_of_thresholds_that_training_would_raise(student, capsys):
     assert line in capsys.readouterr().out
 
 
+def test_convert_says_nothing_of_thresholds_that_are_not_trained(student, capsys):
+    student(configs.CONVERT, method="dense", v_th_scale=1e-6, train_v_th=False)
+    assert "is below 0.001" not in capsys.readouterr().out
+
+
 def test_density_that_nothing_is_trained_at_is_warned_of(student, capsys):
     student(density_schedule="cubic", mask_update=0)
     assert "compress: warning: the density reaches 0.3 after the last step" in capsys.readouterr().out
@@ -247,6 +252,40 @@ def test_teacher_is_shared_and_not_trained_again(tmp_path, teacher, capsys):
     assert record(teacher, configs.TRAIN_ANN) == before
     identity = json.loads((tmp_path / configs.COMPRESS / "stage.json").read_text())
     assert identity["upstream"] == before["fingerprint"]
+
+
+def test_teacher_that_is_not_there_is_named_by_the_stage_it_stands_for(tmp_path):
+    config = config_of(tmp_path, configs.TRAIN_ANN, meta_model=str(tmp_path / "missing"))
+    line = refusal(UserError, config)
+    assert line.startswith(
+        f"{tmp_path / 'missing' / configs.TRAIN_ANN}: stage train_ann has not finished"
+    )
+
+
+def test_table_is_shown_while_it_is_of_the_run_as_it_is(tmp_path, capsys):
+    stages.run(config_of(tmp_path, method="dense"))
+    assert "train_snn: SNN, T = 2" in capsys.readouterr().out
+    again = {"method": "dense", "snn_epochs": 2, "overwrite": True}
+    stages.run(config_of(tmp_path, configs.TRAIN_SNN, **again))
+    said = capsys.readouterr().out
+    assert "train_snn: SNN, T = 2" not in said and "SavedModel" not in said
+    stages.run(config_of(tmp_path, configs.EVALUATE, **again))
+    assert "train_snn: SNN, T = 2" in capsys.readouterr().out
+
+
+def test_images_added_under_a_run_are_refused(tmp_path):
+    folder = tmp_path / "images"
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir(parents=True)
+        for number in range(12):
+            keras.utils.save_img(folder / name / f"{number}.png", np.full((8, 8, 1), 9 * number))
+    settings = {"dataset": f"folder:{folder}", "batch_size": 4, "calibration_batch_size": 4}
+    stages.run(config_of(tmp_path / "run", configs.TRAIN_ANN, **settings))
+    shutil.copytree(folder / "dogs", folder / "birds")
+    line = refusal(UserError, config_of(tmp_path / "run", configs.COMPRESS, **settings))
+    assert line.startswith(
+        f"--dataset=folder:{folder}: is not what it was when {tmp_path / 'run'} began"
+    )
 
 
 @pytest.mark.parametrize(

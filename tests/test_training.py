@@ -22,6 +22,7 @@ from snn_tf.interruption import handled
 from snn_tf.layers import LEAST
 from snn_tf.objectives import AttentionGuided, CrossEntropy
 from snn_tf.runs import StageFolder
+from snn_tf.summaries import TensorBoard
 from snn_tf.training import Trainer
 from snn_tf.update import LearningRate, Recipe, trained_variables
 
@@ -656,12 +657,49 @@ def test_epoch_without_one_finite_step_stops_even_with_skip(tmp_path):
         trainer.run()
 
 
+def test_epoch_without_one_finite_step_stops_after_a_resumption_in_it_too(tmp_path):
+    config = Config(batch_size=8, on_nonfinite="skip", checkpoint_every="1", steps_per_call=1)
+
+    def trainer():
+        made = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, EPOCHS))
+        good = made.update.objective
+
+        def objective(images, labels):
+            terms, logits = good(images, labels)
+            return {"cross_entropy": terms["cross_entropy"] * math.nan}, logits
+
+        made.update.objective = objective
+        return made
+
+    first = trainer()
+    first.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    save = first._save
+
+    def killed(step):
+        save(step)
+        raise KeyboardInterrupt
+
+    first._save = killed
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    with pytest.raises(UserError, match="not finite at any step of the epoch up to 3; last good"):
+        trainer().run()
+
+
+def test_events_that_cannot_be_written_are_one_line(tmp_path):
+    blocked = tmp_path / "events"
+    blocked.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="could not be written: ") as caught:
+        TensorBoard(blocked).scalars(1, {"loss": 0.5})
+    assert str(caught.value).startswith(f"{blocked}: ") and "\n" not in str(caught.value)
+
+
 # --- degenerate networks
 
 
 def degenerate(run_dir, finding: str, **settings) -> Trainer:
-    """A trainer of an SNN that has gone silent, or two of whose leaks are at their lower bound."""
-    trainer = trainer_of("snn", run_dir, train_leak=False, **settings)
+    """A trainer of an SNN that has gone silent, or two of whose leaks stay at their lower bound."""
+    trainer = trainer_of("snn", run_dir, warmup_epochs=1e9, **settings)
     cells = [layer.cell for layer in Graph.of(trainer.model).select(is_neuron).values()]
     if finding == "silence":
         cells[1].v_th.assign(1e6)
@@ -697,6 +735,11 @@ def test_degenerate_network_ends_the_training_if_asked(tmp_path, finding):
         f"last good checkpoint: {trainer.checkpoints.newest}; --on_degenerate=warn goes on"
     )
     assert trainer.checkpoints.newest.name == "step-2"
+
+
+def test_parameters_that_are_not_trained_are_not_warned_of(tmp_path, capsys):
+    degenerate(tmp_path, "bound", train_leak=False, on_degenerate="stop").run()
+    assert "lower bound" not in capsys.readouterr().out
 
 
 # --- signals
