@@ -24,7 +24,8 @@ _LONGEST_NAME = 100
 _FOLDERS = ("run_dir", "meta_model", "snn_start")
 _EPILOGUE = """
 Flags may stand in a file, one per line: --flagfile=FILE, several times and nested. The last value
-given wins, so what overrides a file follows it. --verbosity=0 shows TensorFlow's own messages."""
+given wins, so what overrides a file follows it. What is False or True is set by --batch_norm and
+unset by --nobatch_norm or --batch_norm=false. --verbosity=0 shows TensorFlow's own messages."""
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:

@@ -27,6 +27,10 @@ _BRIEF = (
     "spikes/neuron",
     "energy ratio",
 )
+_OF_ALL = (
+    *("dataset", "network", "width", "head", "batch_norm"),
+    *("ann_epochs", "compress_epochs", "snn_epochs", "batch_size"),
+)
 # Ten colours of a marker, then those of the next: rows that share one differ in the other.
 _MARKS = rcsetup.cycler(marker=list("os^Dv*")) * matplotlib.rcParamsDefault["axes.prop_cycle"]
 _NOTES = """
@@ -37,7 +41,9 @@ difference over the same test images. Differences are in points. Spikes per neur
 all time steps. Energy is per image (`fp32_45nm`), without memory and the neurons' own updates; its ratio
 is that of the dense ANN to the SNN, or, where it says so, to the compressed ANN. Of the same seed, one
 dense network is another's only where their accuracies are equal: on another processor training gives
-another network, and differences between such rows include that.
+another network, and differences between such rows include that. What stands under *masks* are values of
+`--method`, `--saliency`, `--density_schedule`, `--structure`, `--macs_exponent` and `--student_start`; β
+is `--attention`. The columns of the energy table are explained in `snn_tf/costs.py`.
 """
 
 
@@ -51,12 +57,22 @@ def write(results: pathlib.Path) -> list[pathlib.Path]:
     page, plots = results / "README.md", ("compression", "energy")
     pictures = "\n\n".join(f"![Accuracy against {name}](accuracy_{name}.png)" for name in plots)
     rows = "## All rows\n\n" + table(groups)
-    parts = ["# Results", _NOTES.strip(), rows, comparisons(groups), energies(groups), pictures]
+    title = f"# Results: {results.resolve().name}"
+    notes = "\n\n".join(note.strip() for note in (_shared(groups), _NOTES) if note)
+    parts = [title, notes, rows, comparisons(groups), energies(groups), pictures]
     files.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
     paths = [results / f"accuracy_{name}.png" for name in plots]
     plot(groups, paths[0], "compression", lambda group: group.values(SNN, "compression"))
     plot(groups, paths[1], "energy per image (µJ)", microjoules)
     return [page, *paths]
+
+
+def _shared(groups: Sequence[Group]) -> str:
+    """What all rows were trained on and how long, as flags; empty if they share nothing of it."""
+    first = groups[0].config
+    same = [name for name in _OF_ALL if len({group.config[name] for group in groups}) == 1]
+    flags = " ".join(f"--{name}={first[name]}" for name in same)
+    return f"All rows: `{flags}`." if same else ""
 
 
 def put_table(page: pathlib.Path, results: pathlib.Path) -> None:

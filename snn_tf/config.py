@@ -55,7 +55,9 @@ class Config:
     dataset: str = setting(
         "cifar10", "digits, tiny_imagenet, folder:/path (one folder per class), or the name of an "
         "image-classification data set of TFDS.", "Data", STAGES)
-    data_dir: str = setting("", "Folder of prepared TFDS data sets; empty: TFDS's default.", "Data")
+    data_dir: str = setting(
+        "", "Folder of prepared TFDS data sets, where a missing one is downloaded to; empty: TFDS's "
+        "default.", "Data")
     manual_dir: str = setting("", "Folder that holds tiny-imagenet-200.zip.", "Data")
     image_size: int = setting(
         0, "Images of folder: are resized to this side; 0 keeps them as they are.", "Data", STAGES,
@@ -64,7 +66,8 @@ class Config:
         0.1, "Share of the training split held out where the data set has no validation split.",
         "Data", STAGES, low=0, high=1, low_open=True, high_open=True)
     augment: str = setting(
-        "auto", "Random crop after padding by 4, random flip; auto knows what suits the data set.",
+        "auto", "crop: a random one after padding by 4; crop_flip: and half of the images mirrored; "
+        "auto knows what suits the data set.",
         "Data", _TRAINING, choices=("auto", "none", "crop", "crop_flip"))
     ann_cutout: int = setting(
         0, "Side of a square at a random place of each image, blanked in both ANN stages; 0: none.",
@@ -73,8 +76,8 @@ class Config:
         0, "The same in the SNN stage.", "Data", (TRAIN_SNN,), "pixels", low=0, high=4096)
     batch_size: int = setting(128, "Images in a step.", "Data", _TRAINING, "images", low=1)
     cache_gib: float = setting(
-        4.0, "Larger folder: data sets are decoded while training, not kept in memory.", "Data", (),
-        "GiB", low=0)
+        4.0, "A data set folder: larger than this is decoded while training, not kept in memory.",
+        "Data", (), "GiB", low=0)
 
     network: str = setting("vgg16", "Architecture.", "Network", STAGES, choices=NETWORKS)
     width: float = setting(
@@ -84,8 +87,8 @@ class Config:
         "mlp", "VGG's head: mlp = 4096, 4096, classes; linear = a fifth pool where it fits, then "
         "classes. ResNets have the linear one.", "Network", STAGES, choices=("mlp", "linear"))
     batch_norm: bool = setting(
-        False, "Batch normalisation after every convolution and hidden product of the ANN; conversion "
-        "folds it into weights and bias currents.", "Network", STAGES)
+        False, "Batch normalisation after every convolution and hidden fully connected layer of the "
+        "ANN; conversion folds it into weights and bias currents.", "Network", STAGES)
     dropout: float = setting(
         0.2, "Dropout rate after a hidden neuron, except before a pool.", "Network", STAGES,
         low=0, high=1, high_open=True)
@@ -128,9 +131,10 @@ class Config:
         0.0, "Largest global norm of the gradient; 0 does not clip.", "Training", _TRAINING, low=0)
 
     method: str = setting(
-        "attention", "Where masks come from. attention: attention-derived scores. magnitude: tfmot's "
-        "schedule, one global cut. magnitude_uniform: stock tfmot, per layer. random: chance. dense: "
-        "the meta-model passes through unchanged.", "Compression", (COMPRESS,), choices=METHODS)
+        "attention", "Where masks come from. attention: weights go by --saliency, and grow back where "
+        "the attention-guided loss has the largest mean gradient. magnitude: tfmot's schedule, one "
+        "global cut. magnitude_uniform: stock tfmot, per layer. random: chance. dense: the meta-model "
+        "passes through unchanged.", "Compression", (COMPRESS,), choices=METHODS)
     structure: str = setting(
         "irregular", "What is removed: single weights, or whole channels, cut out at the end.",
         "Compression", (COMPRESS,), choices=("irregular", "channel"))
@@ -176,8 +180,8 @@ class Config:
         0.75, "Share of the stage's steps after which masks are fixed.", "Compression", (COMPRESS,),
         low=0, high=1)
     drop_fraction: float = setting(
-        0.5, "p at the first step: share of a layer's active weights that an update drops; of a density "
-        "that falls, no more than it leaves room to regrow.", "Compression", (COMPRESS,), low=0, high=1)
+        0.5, "p at the first step: share of a layer's active weights that an update drops; while the "
+        "density falls, never more than can grow back.", "Compression", (COMPRESS,), low=0, high=1)
     drop_fraction_end: float = setting(
         0.005, "p at the last update; a cosine leads there.", "Compression", (COMPRESS,),
         low=0, high=1)
@@ -235,9 +239,9 @@ class Config:
         0.0, "Weight of the spikes per neuron in the loss.", "SNN", (TRAIN_SNN,), low=0)
 
     precision: str = setting(
-        "auto", "Type of convolutions and products; membranes, loss and optimizer stay float32. auto: "
-        "mixed_bfloat16 where the hardware multiplies it (AVX-512, AMX, Ampere).", "Execution", STAGES,
-        choices=("auto", "float32", "mixed_bfloat16"))
+        "auto", "Type of convolutions and matrix products; membranes, loss and optimizer stay float32. "
+        "auto: mixed_bfloat16 where the hardware multiplies it (AVX-512, AMX, Ampere).",
+        "Execution", STAGES, choices=("auto", "float32", "mixed_bfloat16"))
     lif: str = setting(
         "auto", "Implementation of the neuron. native: one C++ operation, for CPUs; fused: TensorFlow "
         "with its own gradient; rnn: the Keras RNN. auto: native on a CPU with a compiler, else fused.",

@@ -176,6 +176,7 @@ def lines_of(text: str, heading: str) -> list[list[str]]:
 def test_page_holds_every_row_with_what_it_loses(rows):
     assert report.main([str(rows)]) == 0
     page = (rows / "README.md").read_text()
+    assert page.startswith(f"# Results: {rows.name}\n\nAll rows: `--dataset=cifar10 --network=vgg16 ")
     heading, *table = lines_of(page, "All rows")
     cells = {line[0]: dict(zip(heading, line, strict=True)) for line in table}
     assert list(cells) == ["`small_attention`", "`small_dense`", "`small_magnitude`"]
