@@ -349,3 +349,10 @@ def test_checkpoint_interval_is_in_steps_or_minutes(given, steps, seconds):
 def test_checkpoint_interval_that_is_neither_is_refused(given):
     with pytest.raises(UsageError, match=f"--checkpoint_every={given}: must be a number of steps"):
         Config(checkpoint_every=given)
+
+
+@pytest.mark.parametrize("flag", ["meta_model", "snn_start"])
+@pytest.mark.parametrize("path", ["runs/a", "runs/b/../a", "./runs/a", str(Path("runs/a").resolve())])
+def test_run_builds_on_another_folder_than_its_own(flag, path):
+    with pytest.raises(UsageError, match=f"^--{flag}=.*: must be another folder than --run_dir$"):
+        Config(run_dir="runs/a", **{flag: path})
