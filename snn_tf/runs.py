@@ -12,16 +12,11 @@
 How files are written, so that one that exists is whole, is in `snn_tf.files`.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +28,7 @@ from snn_tf import files, model_files
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError, first_line
 from snn_tf.files import json_text, read_json, replacing, write_json, write_text
+from snn_tf.provenance import device, versions
 from snn_tf.settings import shown
 
 UPSTREAM = {
@@ -46,14 +42,6 @@ UPSTREAM = {
 CHOOSES_DATA = ("dataset", "image_size", "validation_fraction")
 """Settings that say which examples there are, and which are held out."""
 _CHECKPOINTS = "checkpoints"
-_PACKAGES = (
-    "tensorflow",
-    "tf_keras",
-    "tensorflow-model-optimization",
-    "tensorflow-datasets",
-    "numpy",
-    "snn_tf",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,41 +279,3 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if old["upstream"] != new["upstream"]:
         changes.append("the stage before it was run again with other settings")
     return "; ".join(changes)
-
-
-def commit() -> str:
-    """Commit of the source tree, with -dirty if it has changes; empty outside a git checkout of it."""
-    try:
-        _git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
-        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _git(*words: str) -> str:
-    command = ["git", "-C", str(pathlib.Path(__file__).parent), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def device() -> str:
-    """The GPU's name, or the processor's and its number of cores."""
-    if gpus := tf.config.list_physical_devices("GPU"):
-        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-    return f"{_processor()}, {os.cpu_count()} cores"
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -36,7 +36,8 @@ from snn_tf.initialisation import initialise
 from snn_tf.layers import LEAST, use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
 from snn_tf.operations import Synapses
-from snn_tf.runs import StageFolder, check_data, commit
+from snn_tf.provenance import commit
+from snn_tf.runs import StageFolder, check_data
 from snn_tf.update import Recipe
 from snn_tf.upstream import (
     meta_model,

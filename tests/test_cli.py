@@ -161,9 +161,9 @@ def test_output_without_room_is_one_line():
     assert result.stderr == "train.py: output: No space left on device\n"
 
 
-def test_home_is_known_in_the_folders_of_runs(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+def test_home_is_known_in_the_folders_of_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     flag_values = flags.FlagValues()
     cli.define_flags(flag_values)
     config = cli.parse(["train.py", "--run_dir=~/runs/a", "--meta_model=~/runs/b"], flag_values)
-    assert (config.run_dir, config.meta_model) == ("/home/me/runs/a", "/home/me/runs/b")
+    assert [config.run_dir, config.meta_model] == [f"{tmp_path}/runs/{name}" for name in "ab"]

@@ -9,7 +9,7 @@ import tensorflow as tf
 from neuron_oracle import grid_currents, lif
 from small_networks import build, initialised, some_images
 
-from snn_tf import execution, models, pruners, pruning, runs
+from snn_tf import execution, models, provenance, pruners, pruning
 from snn_tf.config import Config
 from snn_tf.graph import Graph, is_neuron
 from snn_tf.initialisation import initialise
@@ -95,7 +95,7 @@ def test_auto_is_xla_the_fused_neuron_and_bfloat16(tmp_path):
 
 def test_device_is_named():
     details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
-    assert runs.device() == details["device_name"]
+    assert provenance.device() == details["device_name"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -22,6 +22,7 @@ LEVELS = {
                 "lock",
                 "model_files",
                 "operations",
+                "provenance",
             ),
             (
                 "convolution",

@@ -14,7 +14,7 @@ import tf_keras as keras
 from absl import flags
 from run_folders import contents, one_line
 
-from snn_tf import cli, files, models, pruning, runs
+from snn_tf import cli, files, models, provenance, pruning, runs
 from snn_tf import config as configs
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
@@ -392,10 +392,10 @@ def test_commit_is_that_of_this_package_alone(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["add", "theirs"], ["commit", "-qm", "theirs"]):
         subprocess.run([*git, *words], check=True)
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "theirs"))
-    assert len(runs.commit()) == 40
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "installed"))
-    assert runs.commit() == ""
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "theirs"))
+    assert len(provenance.commit()) == 40
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "installed"))
+    assert provenance.commit() == ""
 
 
 # --- the data that a run began with

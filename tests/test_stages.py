@@ -15,7 +15,7 @@ from small_networks import clips_of, kernels, spec_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from snn_tf import config as configs
-from snn_tf import data, models, pruners, pruning, runs, stages, training
+from snn_tf import data, models, provenance, pruners, pruning, stages, training
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.graph import Graph, is_neuron, is_norm
@@ -75,7 +75,7 @@ def test_every_record_of_a_process_has_the_commit_of_its_start(tmp_path, monkeyp
     """The checkout may move on while a training runs."""
     commits = iter(["loaded", "pulled later", "pulled last"])
     monkeypatch.setattr(stages, "commit", lambda: next(commits))
-    monkeypatch.setattr(runs, "commit", lambda: next(commits))
+    monkeypatch.setattr(provenance, "commit", lambda: next(commits))
     stages.run(config_of(tmp_path, configs.TRAIN_ANN, configs.COMPRESS, method="dense"))
     for stage in (configs.TRAIN_ANN, configs.COMPRESS):
         assert record(tmp_path, stage)["commit"] == "loaded"

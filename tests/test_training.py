@@ -643,9 +643,10 @@ def test_skip_counts_and_says_it_once_and_goes_on(tmp_path, capsys):
     assert [counted[step] for step in (3, 4, 7, 8, STEPS)] == [0, 1, 1, 2, 2]
 
 
-def test_epoch_without_one_finite_step_stops_even_with_skip(tmp_path):
-    config = Config(batch_size=8, on_nonfinite="skip")
-    trainer = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, EPOCHS))
+def never_finite(run_dir, **settings) -> Trainer:
+    """A trainer that skips every step, since its loss is never finite."""
+    config = Config(batch_size=8, on_nonfinite="skip", **settings)
+    trainer = linear_trainer(run_dir, config, Recipe("sgd", 0.1, 0.0, EPOCHS))
     good = trainer.update.objective
 
     def objective(images, labels):
@@ -653,37 +654,32 @@ def test_epoch_without_one_finite_step_stops_even_with_skip(tmp_path):
         return {"cross_entropy": terms["cross_entropy"] * math.nan}, logits
 
     trainer.update.objective = objective
-    with pytest.raises(UserError, match="not finite at any step of the epoch up to 3; last good"):
-        trainer.run()
+    return trainer
 
 
-def test_epoch_without_one_finite_step_stops_after_a_resumption_in_it_too(tmp_path):
-    config = Config(batch_size=8, on_nonfinite="skip", checkpoint_every="1", steps_per_call=1)
+NEVER_FINITE = "not finite at any step of the epoch up to 3; last good"
 
-    def trainer():
-        made = linear_trainer(tmp_path, config, Recipe("sgd", 0.1, 0.0, EPOCHS))
-        good = made.update.objective
 
-        def objective(images, labels):
-            terms, logits = good(images, labels)
-            return {"cross_entropy": terms["cross_entropy"] * math.nan}, logits
+def test_epoch_without_one_finite_step_stops_even_with_skip(tmp_path):
+    with pytest.raises(UserError, match=NEVER_FINITE):
+        never_finite(tmp_path).run()
 
-        made.update.objective = objective
-        return made
 
-    first = trainer()
-    first.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+def test_epoch_without_one_finite_step_stops_after_a_resumption_in_it_too(tmp_path, monkeypatch):
+    settings = {"checkpoint_every": "1", "steps_per_call": 1}
+    first = never_finite(tmp_path, **settings)
     save = first._save
 
     def killed(step):
         save(step)
         raise KeyboardInterrupt
 
-    first._save = killed
+    monkeypatch.setattr(first, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    with pytest.raises(UserError, match="not finite at any step of the epoch up to 3; last good"):
-        trainer().run()
+    assert first.checkpoints.newest.name == "step-1"
+    with pytest.raises(UserError, match=NEVER_FINITE):
+        never_finite(tmp_path, **settings).run()
 
 
 def test_events_that_cannot_be_written_are_one_line(tmp_path):

@@ -1,0 +1,57 @@
+"""What a record says of how it was made: the commit, the packages, the device."""
+
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+
+import tensorflow as tf
+
+_PACKAGES = (
+    "tensorflow",
+    "tf_keras",
+    "tensorflow-model-optimization",
+    "tensorflow-datasets",
+    "numpy",
+    "snn_tf",
+)
+
+
+def commit() -> str:
+    """Commit of the source tree, with -dirty if it has changes; empty outside a git checkout of it."""
+    try:
+        _git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def device() -> str:
+    """The GPU's name, or the processor's and its number of cores."""
+    if gpus := tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
