@@ -5,13 +5,15 @@ throughout: standardising them is the model's first layer, from the statistics i
 sources are `tfds_source`, `image_folder` and, here, scikit-learn's digits; batches are in `batches`.
 """
 
+import contextlib
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from snn_tf import image_folder, tfds_source
@@ -56,12 +58,29 @@ class Data:
 
     def identity(self) -> dict[str, Any]:
         """What tells these examples from others as far as sizes, shapes and labels do; plain types."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        splits = self._splits().items()
         return {
             "classes": self.spec.num_classes,
             "image_shape": list(self.spec.image_shape),
-            **{name: [len(split), zlib.crc32(split.labels.tobytes())] for name, split in splits.items()},
+            **{name: [len(split), zlib.crc32(split.labels.tobytes())] for name, split in splits},
         }
+
+    @contextlib.contextmanager
+    def readable(self) -> Iterator[None]:
+        """Where the block fails over an image file that is no longer as it was loaded, names it.
+
+        Raises:
+          UserError: a file has gone or is damaged; what else the block raises passes.
+        """
+        try:
+            yield
+        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
+            for split in self._splits().values():
+                split.check()
+            raise
+
+    def _splits(self) -> dict[str, Split]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
 def load(config: Config) -> Data:

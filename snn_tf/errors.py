@@ -3,11 +3,15 @@
 import re
 import textwrap
 
+# What TensorFlow writes before the message of an error in a graph.
+_BEFORE_MESSAGE = re.compile(r"Graph execution error:|Detected at node |<stack traces |\s|$")
+
 
 def first_line(error: BaseException) -> str:
     """What an exception says, without what follows it and TensorFlow's names of nodes."""
-    line = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error).strip().partition("\n")[0])
-    return textwrap.shorten(line, 300)
+    lines = str(error).strip().split("\n")
+    said = next((line for line in lines if not _BEFORE_MESSAGE.match(line)), lines[0])
+    return textwrap.shorten(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", said), 300)
 
 
 class UserError(Exception):

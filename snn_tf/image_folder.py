@@ -4,7 +4,6 @@ The folder holds a folder per class, or `train`, `test` and perhaps `validation`
 Labels number the training split's classes, sorted by name, from 0.
 """
 
-import collections
 import math
 import os
 from pathlib import Path
@@ -78,7 +77,7 @@ def decode(splits: dict[str, Split], cache_gib: float) -> dict[str, Split]:
     if size <= cache_gib * 2**30:
         return {name: split.in_memory() for name, split in splits.items()}
     for name in ("validation", "test"):
-        collections.deque(splits[name].chunks(), maxlen=0)
+        splits[name].check()
     return splits
 
 

@@ -3,6 +3,7 @@
 Images are uint8 [N, H, W, C] throughout, labels int32 [N].
 """
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -119,6 +120,10 @@ class Split:
                 if isinstance(part, ImageFiles):
                     part = np.stack(list(pool.map(part.read, part.paths)))
                 yield part
+
+    def check(self) -> None:
+        """Reads every image, only to see that it can be. Raises `UserError` as `chunks` does."""
+        collections.deque(self.chunks(), maxlen=0)
 
     def in_memory(self) -> "Split":
         """The same examples with their images in an array. Raises `UserError` as `chunks` does."""

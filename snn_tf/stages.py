@@ -75,7 +75,7 @@ def run(config: Config) -> None:
             print(f"{stage}: done before, skipped ({folder.path})")
             continue
         started = time.perf_counter()
-        with execution.released():
+        with execution.released(), source().readable():
             facts = _STAGES[stage](config, source(), folder)
         seconds = facts.pop("seconds", time.perf_counter() - started)
         folder.finish(config, made_by, seconds, facts)

@@ -387,6 +387,13 @@ def test_folder_with_an_unreadable_file_names_it(tmp_path, split, gib):
     )
 
 
+def test_failure_that_no_file_explains_passes(tmp_path):
+    make_folder(tmp_path, 10)
+    loaded = data.load(Config(dataset=f"folder:{tmp_path}", cache_gib=0.0))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="of another cause"), loaded.readable():
+        raise tf.errors.InvalidArgumentError(None, None, "of another cause")
+
+
 def test_folder_whose_test_split_has_a_class_of_its_own_is_refused(tmp_path):
     make_folder(tmp_path / "train", 2)
     make_folder(tmp_path / "test", 2, classes=("bee", "cat"))

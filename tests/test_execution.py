@@ -195,3 +195,17 @@ def test_file_that_has_gone_is_one_line(kind):
     said = "^a file could no longer be read: cat.png is not there$"
     with pytest.raises(UserError, match=said), execution.reported():
         raise kind(None, None, "cat.png is not there\n\t [[node]]")
+
+
+def test_line_from_within_a_graph_says_what_failed(tmp_path):
+    read = tf.function(lambda path: tf.strings.length(tf.io.read_file(path)))
+    said = f"^a file could no longer be read: .*{tmp_path}/cat.png; No such file"
+    with pytest.raises(UserError, match=said), execution.reported():
+        read(tf.constant(f"{tmp_path}/cat.png"))
+
+
+def test_lack_of_memory_within_a_graph_says_for_what():
+    fill = tf.function(lambda count: tf.reduce_sum(tf.random.uniform([count])))
+    said = r"^not enough memory: OOM when allocating tensor with shape\[4398046511104\]"
+    with pytest.raises(UserError, match=said), execution.reported():
+        fill(tf.constant(2**42, tf.int64))

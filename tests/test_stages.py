@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,19 +275,38 @@ def test_table_is_shown_while_it_is_of_the_run_as_it_is(tmp_path, capsys):
     assert "train_snn: SNN, T = 2" in capsys.readouterr().out
 
 
-def test_images_added_under_a_run_are_refused(tmp_path):
-    folder = tmp_path / "images"
+def image_folder(folder: Path) -> dict[str, Any]:
+    """Makes a folder of small images; the settings that train on it."""
     for name in ("cats", "dogs"):
         (folder / name).mkdir(parents=True)
         for number in range(12):
             keras.utils.save_img(folder / name / f"{number}.png", np.full((8, 8, 1), 9 * number))
-    settings = {"dataset": f"folder:{folder}", "batch_size": 4, "calibration_batch_size": 4}
+    return {"dataset": f"folder:{folder}", "batch_size": 4, "calibration_batch_size": 4}
+
+
+def test_images_added_under_a_run_are_refused(tmp_path):
+    folder = tmp_path / "images"
+    settings = image_folder(folder)
     stages.run(config_of(tmp_path / "run", configs.TRAIN_ANN, **settings))
     shutil.copytree(folder / "dogs", folder / "birds")
     line = refusal(UserError, config_of(tmp_path / "run", configs.COMPRESS, **settings))
     assert line.startswith(
         f"--dataset=folder:{folder}: is not what it was when {tmp_path / 'run'} began"
     )
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no image")])
+def test_image_that_is_damaged_while_training_is_named(tmp_path, monkeypatch, damage):
+    def damaged(config):
+        source = load(config)
+        damage(Path(source.train.images.paths[0]))
+        return source
+
+    load = data.load
+    monkeypatch.setattr(data, "load", damaged)
+    settings = image_folder(tmp_path / "images") | {"cache_gib": 0.0}
+    line = refusal(UserError, config_of(tmp_path / "run", configs.TRAIN_ANN, **settings))
+    assert re.fullmatch(rf"{tmp_path}/images/\w+/\d+\.png: cannot be read as an image \(.+\)", line)
 
 
 @pytest.mark.parametrize(
