@@ -90,8 +90,8 @@ class Config:
         False, "Batch normalisation after every convolution and hidden fully connected layer of the "
         "ANN; conversion folds it into weights and bias currents.", "Network", STAGES)
     dropout: float = setting(
-        0.2, "Dropout rate after a hidden neuron, except before a pool.", "Network", STAGES,
-        low=0, high=1, high_open=True)
+        0.2, "Dropout rate after a hidden neuron, except before a pool and at the end of a ResNet's "
+        "block.", "Network", STAGES, low=0, high=1, high_open=True)
     head_dropout: float = setting(
         0.5, "Dropout rate in the mlp head.", "Network", STAGES, low=0, high=1, high_open=True)
 
@@ -155,11 +155,12 @@ class Config:
         "for magnitude, constant for attention (the paper's) and random.",
         "Compression", (COMPRESS,), choices=("auto", "constant", "cubic"))
     saliency: str = setting(
-        "layer_magnitude", "By what method attention keeps weights. layer_magnitude: |W| within "
-        "a layer, and layers share the regrowth by mean |m|, as in the paper. The others rank all "
-        "layers at once, which then regrow in proportion to what they keep. magnitude: |W|. "
-        "weight_gradient: |W m|. fisher: |W| times the root of the mean squared gradient. Channels are "
-        "dropped within their group and regrown over all, so that the first two are one.",
+        "layer_magnitude", "What --method=attention keeps. layer_magnitude: the largest |W| of each "
+        "layer, after one cut through those of all layers where the density falls; layers share the "
+        "regrowth by mean |m|, as in the paper. The others rank all layers at once, which then regrow "
+        "in proportion to what they keep. magnitude: |W|. weight_gradient: |W m|. fisher: |W| times "
+        "the root of the mean squared gradient. Channels are dropped within their group and regrown "
+        "over all, so that the first two are one.",
         "Compression", (COMPRESS,), choices=SALIENCIES)
     macs_exponent: float = setting(
         0.0, "Where layers compete for weights, the worth of each is divided by the layer's multiply-"
@@ -180,8 +181,9 @@ class Config:
         0.75, "Share of the stage's steps after which masks are fixed.", "Compression", (COMPRESS,),
         low=0, high=1)
     drop_fraction: float = setting(
-        0.5, "p at the first step: share of a layer's active weights that an update drops; while the "
-        "density falls, never more than can grow back.", "Compression", (COMPRESS,), low=0, high=1)
+        0.5, "p at the first step: share of the active weights (with layer_magnitude of each layer's) "
+        "that an update drops; while the density falls, never more than can grow back.",
+        "Compression", (COMPRESS,), low=0, high=1)
     drop_fraction_end: float = setting(
         0.005, "p at the last update; a cosine leads there.", "Compression", (COMPRESS,),
         low=0, high=1)

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Sequence
 
 # What TensorFlow writes before the message of an error in a graph.
 _BEFORE_MESSAGE = re.compile(r"Graph execution error:|Detected at node |<stack traces |\s|$")
@@ -12,6 +13,12 @@ def first_line(error: BaseException) -> str:
     lines = str(error).strip().split("\n")
     said = next((line for line in lines if not _BEFORE_MESSAGE.match(line)), lines[0])
     return textwrap.shorten(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", said), 300)
+
+
+def check_choice(argument: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises `ValueError`, for whoever calls a function with a word that it does not know."""
+    if value not in allowed:
+        raise ValueError(f"{argument} is {value!r}; allowed are {', '.join(allowed)}")
 
 
 class UserError(Exception):

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf.convolution import convolve
+from snn_tf.errors import check_choice
 from snn_tf.neuron import lif_compiled, lif_native, lif_scan, lif_step, quantised_relu
 from snn_tf.surrogate import Surrogate
 
@@ -146,6 +147,9 @@ class LIFCell(keras.layers.Layer):
         }
 
 
+_IMPLEMENTATIONS = ("native", "fused", "plain", "rnn")
+
+
 @_register
 class LIF(keras.layers.Layer):
     """Leaky integrate-and-fire neurons over T time steps: currents [T·B, ...] → spikes [T·B, ...].
@@ -159,6 +163,9 @@ class LIF(keras.layers.Layer):
       constant_input: the input is [B, ...], the current of every step: direct input coding.
       use_bias: add a trained bias current b per channel, 0 at first.
       surrogate, surrogate_scale, initial_membrane: as for `LIFCell`.
+
+    Raises:
+      ValueError: there is no such implementation.
     """
 
     def __init__(
@@ -173,6 +180,7 @@ class LIF(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
+        check_choice("implementation", implementation, _IMPLEMENTATIONS)
         self.timesteps = timesteps
         self.implementation = implementation
         self.constant_input = constant_input
@@ -235,7 +243,12 @@ class LIF(keras.layers.Layer):
 
 
 def use_implementation(model: keras.Model, implementation: str) -> keras.Model:
-    """Chooses how every `LIF` of a model computes, before its first call; returns the model."""
+    """Chooses how every `LIF` of a model computes, before its first call; returns the model.
+
+    Raises:
+      ValueError: `LIF` has no such implementation.
+    """
+    check_choice("implementation", implementation, _IMPLEMENTATIONS)
     for layer in model.layers:
         if isinstance(layer, LIF):
             layer.implementation = implementation

@@ -13,7 +13,7 @@ import tf_keras as keras
 
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
-from snn_tf.errors import UsageError, UserError
+from snn_tf.errors import UsageError, UserError, check_choice
 from snn_tf.folding import fold
 from snn_tf.graph import Graph, Layer, inner, is_image, is_neuron, is_source, is_synapse
 from snn_tf.layers import LIF, Conv2D, Dropout, QuantisedReLU, ReadOut
@@ -57,7 +57,9 @@ def build(config: Config, neuron: str, spec: DataSpec, plan: Plan | None = None)
 
     Raises:
       UsageError: a pool of the network does not fit the image.
+      ValueError: there is no such neuron.
     """
+    check_choice("neuron", neuron, ("relu", "quantised_relu", "lif"))
     builder = _Builder(config, spec, config.activation_levels if neuron == "quantised_relu" else 0)
     if plan is None and config.network in VGG:
         plan = Plan(VGG[config.network])

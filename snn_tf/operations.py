@@ -13,10 +13,11 @@ acs = sum_p total[p] . taps[p], so a network whose neurons all fire at every ste
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
+
+from snn_tf.errors import check_choice
 
 Convention = Literal["padded", "exact"]
 Padding = Literal["same", "valid"]
@@ -81,8 +82,8 @@ class Synapses:
     source: Source = "spikes"
 
     def __post_init__(self) -> None:
-        _check_choice("padding", self.padding, get_args(Padding))
-        _check_choice("source", self.source, get_args(Source))
+        check_choice("padding", self.padding, get_args(Padding))
+        check_choice("source", self.source, get_args(Source))
         dimensions = {1: 2, 3: 4}.get(len(self.input_shape))
         if self.mask.ndim != dimensions or self.mask.shape[-2] != self.input_shape[-1]:
             raise ValueError(
@@ -142,7 +143,7 @@ def taps(synapses: Synapses, convention: Convention) -> np.ndarray:
     Raises:
       ValueError: the convention is neither "padded" nor "exact".
     """
-    _check_choice("convention", convention, CONVENTIONS)
+    check_choice("convention", convention, CONVENTIONS)
     if not synapses.axes:
         return synapses.fan_out
     if convention == "exact":
@@ -189,8 +190,3 @@ def _weighted_taps(synapses: Synapses, values: np.ndarray, convention: Conventio
 def _positions(shape: tuple[int, ...]) -> int:
     """Positions of a map; 1 for a vector."""
     return int(np.prod(shape[:-1], dtype=np.int64))
-
-
-def _check_choice(argument: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument} is {value!r}; allowed are {', '.join(allowed)}")

@@ -17,6 +17,7 @@ _PACKAGES = (
     "numpy",
     "snn_tf",
 )
+_CPUS = pathlib.Path("/proc/cpuinfo")
 
 
 def commit() -> str:
@@ -43,15 +44,19 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The GPU's name, or the processor's and its number of cores."""
+    """The GPU's name, or the processor's, as exactly as it is known, and its number of cores."""
     if gpus := tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
     return f"{_processor()}, {os.cpu_count()} cores"
 
 
 def _processor() -> str:
+    facts: dict[str, str] = {}
     with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+        for line in _CPUS.read_text().splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    # Virtual machines hide the rest of the name, and other processors train to other bits.
+    kind = "-".join(facts[name] for name in ("cpu family", "model", "stepping") if name in facts)
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({kind})" if kind else name

@@ -5,6 +5,7 @@ are kept is decided in `snn_tf.sparsity` and `snn_tf.channels`.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -28,6 +29,9 @@ from snn_tf.pruning import (
     wrappers,
 )
 from snn_tf.surgery import channel_layers, output_positions, tie_groups
+
+_TOO_STEEP = 0.25
+_MANY_UPDATES = 50  # even to density 1e-4 none of so many is too steep
 
 
 class Pruner(tf.Module):
@@ -85,9 +89,20 @@ class Pruner(tf.Module):
         if self.starts_dense and self.last_update >= self.total_steps:
             line = f"the density reaches {self.config.density:g} after the last step, and nothing is "
             return [f"{line}trained at it; {remedy} or --mask_update_end"]
+        if self.falls and (kept := self._least_kept()) < _TOO_STEEP:
+            line = f"one mask update keeps {kept:.2f} of the active weights, which few networks survive"
+            return [f"{line}; {remedy}, or raise --mask_update_end"]
         if self.config.method == "attention" and not self.last_update:
             return [f"no mask update fits, and masks stay random; {remedy}, or raise --mask_update_end"]
         return []
+
+    def _least_kept(self) -> float:
+        """Smallest quotient of the densities after and before an update, of a density that falls."""
+        updates = range(self.interval, self.last_update + 1, self.interval)
+        if len(updates) > _MANY_UPDATES:
+            return 1.0
+        densities = [1.0, *map(self.density_now, updates)]
+        return min(after / before for before, after in itertools.pairwise(densities))
 
     def due(self, step: int) -> bool:
         """Whether masks change after `step` optimizer steps."""
@@ -113,11 +128,11 @@ class Pruner(tf.Module):
 
     def start(self, seed: int) -> dict[str, float]:
         """Sets the first masks. Returns each layer's density as its initialisation needs it."""
-        raise TypeError(f"{type(self).__name__} has no structure")
+        raise NotImplementedError
 
     def revise(self, step: int) -> None:
         """Sets the next masks; weights and slots are left to `update`."""
-        raise TypeError(f"{type(self).__name__} has no structure")
+        raise NotImplementedError
 
     def update(self, step: int, optimizer: keras.optimizers.legacy.Optimizer) -> dict[str, float]:
         """Revises masks, then projects weights and clears the slots of all that was not kept.

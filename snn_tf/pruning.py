@@ -14,6 +14,7 @@ import tf_keras as keras
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_impl import Pruning
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
+from snn_tf.errors import check_choice
 from snn_tf.graph import Graph, inner, is_synapse
 from snn_tf.layers import Conv2D
 from snn_tf.models import copy_weights
@@ -45,8 +46,13 @@ def sparsity_schedule(
 ) -> tfmot.sparsity.keras.PruningSchedule:
     """tfmot's schedule of sparsity, updated every `interval` steps up to `last_update`.
 
-    Constant: 1 - `density` at every update. Cubic: from 0 to 1 - `density` at the last.
+    Args:
+      kind: "constant", 1 - `density` at every update; "cubic", from 0 to 1 - `density` at the last.
+
+    Raises:
+      ValueError: there is no such kind.
     """
+    check_choice("kind", kind, ("constant", "cubic"))
     # One of 1, to which a tiny density would round, is refused by tfmot.
     sparsity = min(1.0 - density, math.nextafter(1.0, 0.0))
     if kind == "constant":

@@ -48,9 +48,9 @@ class Setting:
         if self.low == -math.inf and self.high == math.inf:
             return ""
         if self.high == math.inf:
-            return ("above " if self.low_open else "at least ") + f"{self.low:g}"
+            return ("above " if self.low_open else "at least ") + f"{self.low:.10g}"
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
-        return f"in {left}{self.low:g}, {self.high:g}{right}"
+        return f"in {left}{self.low:.10g}, {self.high:.10g}{right}"
 
     def admits(self, value: Any) -> bool:
         """Whether a single value is among the choices and within the bounds."""

@@ -13,6 +13,7 @@ import numpy as np
 import tf_keras as keras
 
 from snn_tf.channels import ChannelLayer, output_mask
+from snn_tf.errors import check_choice
 from snn_tf.graph import Graph, inner, is_image, is_neuron, is_norm, is_synapse
 
 
@@ -54,7 +55,11 @@ def channel_layers(model: keras.Model, budget: str) -> list[ChannelLayer]:
     Args:
       model: any functional model whose products read what they flatten from the flattening itself.
       budget: "weights" or "macs": what a kernel entry costs.
+
+    Raises:
+      ValueError: there is no such budget.
     """
+    check_choice("budget", budget, ("weights", "macs"))
     graph = Graph.of(model)
     group = tie_groups(model)
     described = []

@@ -160,7 +160,7 @@ def microjoules(group: Group) -> list[float]:
 
 
 def devices(group: Group) -> str:
-    """What trained a group's SNNs."""
+    """What evaluated a group's SNNs, and mostly trained them."""
     return "; ".join(sorted(set(group.values(SNN, "device"))))
 
 

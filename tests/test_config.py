@@ -166,7 +166,7 @@ def test_config_is_frozen():
         ("timesteps", 0, "--timesteps=0: must be at least 1"),
         ("batch_size", -3, "--batch_size=-3: must be at least 1"),
         ("v_th_scale", 0.0, "--v_th_scale=0.0: must be above 0"),
-        ("seed", 2**31, "--seed=2147483648: must be in [0, 2.14748e+09]"),
+        ("seed", 2**31, "--seed=2147483648: must be in [0, 2147483647]"),
         ("attention", math.nan, "--attention=nan: must be at least 0"),
         ("width", math.inf, "--width=inf: must be in (0, 64]"),
         ("structure", "channels", "--structure=channels: must be one of irregular, channel"),

@@ -220,37 +220,3 @@ def test_header_gives_the_accuracies_of_the_record(name):
     assert header(name)["Expected numbers"].startswith(
         f"test accuracy {ann:.1f} % {kind}, {snn:.1f} % SNN ("
     )
-
-
-OPENING = {
-    "dense ANN": ("dense", "dense_ann"),
-    "dense SNN, T = 5 time steps": ("dense", "trained_snn"),
-    "compressed ANN": ("irregular_0.029", "compressed_ann"),
-    "compressed SNN, T = 5": ("irregular_0.029", "trained_snn"),
-    "compressed ANN, activations of five levels": ("irregular_0.029_levels", "compressed_ann"),
-    "its SNN, T = 5": ("irregular_0.029_levels", "trained_snn"),
-    "its SNN, T = 10": ("irregular_0.029_levels_t10", "trained_snn"),
-}
-
-
-def test_readme_opens_with_the_figures_of_the_records():
-    opening = (ROOT / "README.md").read_text().partition("make quickstart")[0]
-    expected = []
-    for label, (name, which) in OPENING.items():
-        (row,) = RECORDED[f"headline/{name}"].rows
-        network, dense = row.network(which), row.network("dense_ann")
-        ratio = dense["energy_pj"]["fp32_45nm"] / network["energy_pj"]["fp32_45nm"]
-        expected.append(f"| {label} | {100 * network['test_accuracy']:.2f} % | {ratio:.1f}× |")
-    assert [line for line in opening.splitlines() if " % | " in line] == expected
-
-
-def test_readme_opens_with_the_density_and_steps_of_the_records():
-    opening = " ".join((ROOT / "README.md").read_text().partition("make quickstart")[0].split())
-    for label, (name, which) in OPENING.items():
-        (row,) = RECORDED[f"headline/{name}"].rows
-        steps = re.search(r"T = (\d+)", label)
-        assert not steps or int(steps[1]) == row.record["timesteps"]
-        if name != "dense":
-            found = row.network(which)
-            kept = f"{100 * found['density']:.1f} % are kept ({found['compression']:.1f}× compression)"
-            assert kept in opening

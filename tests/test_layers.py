@@ -16,6 +16,7 @@ from snn_tf.layers import (
     dropout_seed,
     fold_time,
     unfold_time,
+    use_implementation,
 )
 from snn_tf.surrogate import Surrogate
 
@@ -416,3 +417,12 @@ def test_model_traces_once_per_input_shape():
     for batch in (4, 4, 2, 4, 2):
         assert compiled(tf.zeros([batch, 6, 6, 2])).shape == (batch, 3)
     assert compiled.experimental_get_tracing_count() == 2
+
+
+@pytest.mark.parametrize("word", ["auto", "nativ", ""])
+def test_implementation_that_there_is_not_is_refused(word):
+    said = f"^implementation is '{word}'; allowed are native, fused, plain, rnn$"
+    with pytest.raises(ValueError, match=said):
+        LIF(2, implementation=word)
+    with pytest.raises(ValueError, match=said):
+        use_implementation(keras.Sequential([LIF(2)]), word)

@@ -500,3 +500,9 @@ def test_attended_layers_are_the_last_before_each_pool_and_the_head(network, ima
     model = build(network, image_shape=image_shape, width=0.05)
     expected = [f"{name}_neuron" for name in names]
     assert models.attended(model) == models.attended(wrap(model)) == expected
+
+
+def test_neuron_that_there_is_not_is_refused():
+    said = "^neuron is 'lfi'; allowed are relu, quantised_relu, lif$"
+    with pytest.raises(ValueError, match=said):
+        models.build(Config(network="vgg5"), "lfi", spec_of((8, 8, 1), 10))

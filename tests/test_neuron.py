@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+from neuron_gradient import kept_for_gradient
 from neuron_oracle import KINDS, antiderivative, grid_currents, lif
 
 from snn_tf.neuron import lif_compiled, lif_scan, lif_step, quantised_relu
@@ -326,29 +327,6 @@ def test_gradients_equal_differences_of_smooth_twin(kind, scan, initial):
         assert np.abs(expected[name]).max() > 1e-3, name
         scale = np.abs(expected[name]).max()
         np.testing.assert_allclose(gradients[name], expected[name], rtol=0, atol=TOLERANCE * scale)
-
-
-def kept_for_gradient(scan, timesteps):
-    """Arrays that the gradient of a scan reads from its forward pass, less the current itself."""
-    with tf.Graph().as_default() as graph:
-        current = tf.compat.v1.placeholder(tf.float32, [timesteps, 2, 3])
-        scalars = [tf.compat.v1.placeholder(tf.float32, []) for _ in range(2)]
-        spikes = scan(current, *scalars, timesteps, TRIANGLE)
-        forward = {op.name for op in graph.get_operations()}
-        upstream = tf.compat.v1.placeholder(tf.float32, spikes.shape)
-        gradients = tf.gradients(spikes, [current, *scalars], grad_ys=upstream)
-        assert all(gradient is not None for gradient in gradients)
-        backward = [op for op in graph.get_operations() if op.name not in forward]
-    read = {tensor.ref() for op in backward for tensor in op.inputs if tensor.op.name in forward}
-    arrays = [ref.deref() for ref in read if ref.deref().shape.num_elements() > 1]
-    return [tensor.name for tensor in arrays if source(tensor) is not current]
-
-
-def source(tensor):
-    """The tensor that a chain of identities starts from."""
-    while tensor.op.type in ("Identity", "IdentityN"):
-        tensor = tensor.op.inputs[tensor.value_index]
-    return tensor
 
 
 def clipped_currents():

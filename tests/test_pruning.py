@@ -390,6 +390,19 @@ def test_guided_masks_that_no_update_changes_are_warned_of(settings, warned):
     assert ["masks stay random" in line for line in lines] == [True] * warned
 
 
+@pytest.mark.parametrize(
+    ("density", "updates", "kept"),
+    [(0.029, 1, 0.03), (0.029, 2, 0.15), (0.029, 3, 0.21), (0.029, 4, None), (0.5, 1, None)],
+)
+def test_density_that_falls_too_steeply_is_said(density, updates, kept):
+    settings = {"density": density, "mask_update_end": 0.5, "compress_epochs": 2 * updates}
+    for schedule, said in (("cubic", kept), ("constant", None)):
+        config = config_of(density_schedule=schedule, **settings)
+        lines = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH).misfits()
+        expected = [f"one mask update keeps {said:.2f} of the active weights"] if said else []
+        assert [line.partition(",")[0] for line in lines] == expected
+
+
 def test_density_that_falls_never_falls_below_its_end():
     config = config_of(method="random", density=0.039, density_schedule="cubic", mask_update=1)
     config = dataclasses.replace(config, compress_epochs=250)
@@ -1100,3 +1113,8 @@ def test_dense_ends_stay_dense_and_count(settings):
 def test_dense_ends_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match=r"^--density=0.03: must be at least .* stay dense need$"):
         pruners.make_pruner(plain(), config_of(density=0.03, dense_ends=True), STEPS_PER_EPOCH)
+
+
+def test_schedule_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match=r"^kind is 'auto'; allowed are constant, cubic$"):
+        pruning.sparsity_schedule("auto", 0.05, 1, 10)

@@ -428,3 +428,25 @@ def test_broken_note_of_the_data_is_one_line(tmp_path, broken):
     with pytest.raises(UserError, match=r"data\.json: ") as caught:
         runs.check_data(Config(run_dir=str(tmp_path)), DIGITS)
     one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        (
+            "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Xeon\nstepping\t: 8\n"
+            "processor\t: 1\ncpu family\t: 6\nmodel\t\t: 999\nmodel name\t: Other\nstepping\t: 9\n",
+            "Xeon (6-143-8)",
+        ),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\n", "aarch64"),
+        (None, "aarch64"),
+    ],
+)
+def test_device_names_the_processor_as_exactly_as_it_is_known(tmp_path, monkeypatch, lines, name):
+    if lines:
+        (tmp_path / "cpuinfo").write_text(lines)
+    monkeypatch.setattr(provenance, "_CPUS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(provenance.platform, "processor", lambda: "")
+    monkeypatch.setattr(provenance.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    assert provenance.device() == f"{name}, {os.cpu_count()} cores"

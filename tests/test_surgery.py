@@ -302,3 +302,8 @@ def test_cut_network_takes_the_biases_of_active_channels():
     small = remove_channels(model, {"hidden": np.array([False, True, False, True])})
     np.testing.assert_array_equal(inner(small.get_layer("hidden")).bias, [2.0, 4.0])
     np.testing.assert_array_equal(small.get_layer("logits").bias, [5.0, 6.0])
+
+
+def test_budget_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match=r"^budget is 'mac'; allowed are weights, macs$"):
+        channel_layers(build("vgg5", image_shape=(8, 8, 1), width=0.1, classes=4), "mac")

@@ -1,0 +1,92 @@
+"""The pages for readers hold what the records say: regenerated here, and compared."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from snn_tf import comparison
+from snn_tf.results import read
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ("ablation", "headline")
+README = (ROOT / "README.md").read_text()
+RECORDED = {
+    f"{study}/{group.name}": group for study in STUDIES for group in read(ROOT / "results" / study)
+}
+OPENING = {
+    "dense ANN": ("dense", "dense_ann"),
+    "dense SNN, T = 5 time steps": ("dense", "trained_snn"),
+    "compressed ANN": ("irregular_0.029", "compressed_ann"),
+    "compressed SNN, T = 5": ("irregular_0.029", "trained_snn"),
+    "compressed ANN, activations of five levels": ("irregular_0.029_levels", "compressed_ann"),
+    "its SNN, T = 5": ("irregular_0.029_levels", "trained_snn"),
+    "its SNN, T = 10": ("irregular_0.029_levels_t10", "trained_snn"),
+}
+
+
+def test_readme_opens_with_the_figures_of_the_records():
+    opening = README.partition("make quickstart")[0]
+    expected = []
+    for label, (name, which) in OPENING.items():
+        (row,) = RECORDED[f"headline/{name}"].rows
+        network, dense = row.network(which), row.network("dense_ann")
+        ratio = dense["energy_pj"]["fp32_45nm"] / network["energy_pj"]["fp32_45nm"]
+        expected.append(f"| {label} | {100 * network['test_accuracy']:.2f} % | {ratio:.1f}× |")
+    assert [line for line in opening.splitlines() if " % | " in line] == expected
+
+
+def test_readme_opens_with_the_density_and_steps_of_the_records():
+    opening = " ".join((ROOT / "README.md").read_text().partition("make quickstart")[0].split())
+    for label, (name, which) in OPENING.items():
+        (row,) = RECORDED[f"headline/{name}"].rows
+        steps = re.search(r"T = (\d+)", label)
+        assert not steps or int(steps[1]) == row.record["timesteps"]
+        if name != "dense":
+            found = row.network(which)
+            kept = f"{100 * found['density']:.1f} % are kept ({found['compression']:.1f}× compression)"
+            assert kept in opening
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_pages_are_what_report_writes(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "plot", lambda *arguments: None)
+    results = shutil.copytree(ROOT / "results" / study, tmp_path / study)
+    headers = shutil.copytree(ROOT / "flags" / study, tmp_path / "flags")
+    page = Path(shutil.copy(ROOT / "README.md", tmp_path))
+    comparison.write(results)
+    comparison.put_table(page, results)
+    comparison.put_headers(headers, results)
+    assert page.read_text() == README
+    assert (results / "README.md").read_text() == (ROOT / "results" / study / "README.md").read_text()
+    for written in headers.glob("*.flags"):
+        assert written.read_text() == (ROOT / "flags" / study / written.name).read_text(), written.name
+
+
+def test_other_counts_of_energy_are_those_of_the_records():
+    """The README's second table of VGG16: by other counts than the default."""
+    section = README.partition("By other counts:")[2].partition("###")[0]
+    expected = []
+    for line in re.findall(r"^\| `.*$", section, re.MULTILINE):
+        name = re.match(r"\| `([^`]+)`", line)[1]
+        (row,) = RECORDED[f"headline/{name}"].rows
+        dense, compressed, snn = map(row.network, ("dense_ann", "compressed_ann", "trained_snn"))
+        reference = dense["energy_pj"]["fp32_45nm"]
+        updated = snn["energy_pj"]["fp32_45nm"] + 4.6 * snn["neuron_updates"]
+        others = [
+            dense["conventions"][convention]["variants"]["default"]["energy_pj"][model] / energy
+            for convention, facts in snn["conventions"].items()
+            for variant, counts in facts["variants"].items()
+            for model, energy in counts["energy_pj"].items()
+            if (convention, variant, model) != ("padded", "default", "fp32_45nm")
+        ]
+        ratios = [
+            reference / compressed["energy_pj"]["fp32_45nm"],
+            reference / snn["energy_pj"]["fp32_45nm"],
+            reference / updated,
+        ]
+        shown = [f"`{name}`", *(f"{ratio:.1f}×" for ratio in ratios)]
+        expected.append(f"| {' | '.join(shown)} | {min(others):.1f}× to {max(others):.1f}× |")
+    assert len(expected) > 4
+    assert re.findall(r"^\| `.*$", section, re.MULTILINE) == expected
