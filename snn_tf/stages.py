@@ -1,4 +1,21 @@
-"""The six stages: each reads its upstream folder and writes its own."""
+"""The six stages: each reads its upstream folder and writes its own.
+
+What a stage adds to its `record.json`, beside settings, date, commit, versions, device and seconds:
+
+    validation_accuracy       in [0, 1], like all accuracies; a later stage repeats its SNN's
+    steps, skipped_steps      of a training; those that were not finite and changed nothing
+    weights ... layers        of a network: its costs, see `snn_tf.costs`
+    scales                    convert: the factor by which an SNN's values are smaller, by layer
+    spikes_per_neuron         of an SNN: per image, over all T steps
+    neurons                   [{name, neurons, spikes_per_neuron, spike_rate (per step), v_th, leak}]
+    test_accuracy, num_examples, timesteps       evaluate: of the trained SNN, as what follows
+    confusion                 images of class i (row) that are taken for class j (column)
+    correct                   hexadecimal: one bit an image of the test split in order, highest first
+    dense_ann, compressed_ann, converted_snn     evaluate: the same of the other networks
+    export_max_difference     of the logits, between the export reloaded and the network
+    export_agreement          share of images for which both give the same class
+    bytes, bytes_gzipped      of the SavedModel; dense_ann has the dense ANN's
+"""
 
 import dataclasses
 import functools
