@@ -168,7 +168,8 @@ def plot(
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.3)
-    drawing.legend(loc="outside right upper", fontsize="x-small")
+    for text in drawing.legend(loc="outside right upper", fontsize="x-small").get_texts():
+        text.set_parse_math(False)
     with files.replacing(path) as beside:
         drawing.savefig(beside, dpi=120, format="png")
     pyplot.close(drawing)

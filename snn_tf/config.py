@@ -6,7 +6,7 @@ answered before that.
 """
 
 import dataclasses
-import pathlib
+import os
 import re
 import zlib
 from typing import Any
@@ -310,13 +310,20 @@ class Config:
 
 def same_folder(one: str, other: str) -> bool:
     """Whether two paths lead to one folder, which need not be there."""
-    return pathlib.Path(one).resolve() == pathlib.Path(other).resolve()
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _check_together(config: Config) -> None:
     for flag, example in (("stage", "all"), ("run_dir", "runs/default"), ("dataset", "digits")):
         if not getattr(config, flag):
             raise UsageError(f"--{flag}=: must not be empty; an example is --{flag}={example}")
+    for flag in ("run_dir", "data_dir"):
+        folder = getattr(config, flag)
+        if folder and (strange := {"[", "\\"}.intersection(os.path.abspath(folder))):
+            raise UsageError(
+                f"--{flag}={folder}: must lead to a path without {strange.pop()}, which "
+                "TensorFlow takes for a pattern"
+            )
     if not re.fullmatch(r"[0-9]{1,9}m?", str(config.checkpoint_every)):
         raise UsageError(
             f"--checkpoint_every={config.checkpoint_every}: must be a number of steps, such as 200, "

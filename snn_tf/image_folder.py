@@ -16,6 +16,7 @@ from snn_tf.splits import ImageFiles, Split, hold_out, shape_of
 
 PREFIX = "folder:"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+_SPLITS = ("train", "validation", "test")
 _TEST_FRACTION = 0.2
 
 
@@ -29,12 +30,14 @@ def load(config: Config) -> tuple[dict[str, Split], int]:
     Raises:
       UserError: the folder is not there, is not laid out so, or its first image is unreadable.
     """
-    folder = Path(config.dataset.removeprefix(PREFIX)).expanduser()
+    folder = Path(os.path.expanduser(config.dataset.removeprefix(PREFIX)))
     if not folder.is_dir() or config.dataset == PREFIX:
         raise UserError(f"--dataset={config.dataset}: there is no such folder")
     parts = {"train": folder}
     if (folder / "train").is_dir() and (folder / "test").is_dir():
-        parts = {split: folder / split for split in ("train", "validation", "test")}
+        parts = {split: folder / split for split in _SPLITS}
+        if others := [part.name for part in _listed(folder) if part.is_dir() and part.name not in parts]:
+            raise UserError(f"{folder / others[0]}: is no split; allowed are {', '.join(_SPLITS)}")
     listed = {split: _class_files(part) for split, part in parts.items() if part.is_dir()}
     classes = sorted(listed["train"])
     if len(classes) < 2:
@@ -93,7 +96,10 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
                 raise UserError(f"{entry.path}: is not a file, or leads to none")
         files[part.name] = [Path(entry.path) for entry in images]
         if not images:
-            raise UserError(f"{part.path}: holds no images ({', '.join(_SUFFIXES)})")
+            raise UserError(
+                f"{part.path}: holds no images ({', '.join(_SUFFIXES)}); "
+                "in a folder of splits, train and test must be there"
+            )
     return files
 
 

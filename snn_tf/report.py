@@ -107,11 +107,12 @@ def figure(record: Mapping[str, Any], path: pathlib.Path) -> None:
     _energy_bars(bottom, record)
     bottom.set_xticks(places, names, rotation=60, ha="right")
     snn, dense = 100 * record["test_accuracy"], 100 * record["dense_ann"]["test_accuracy"]
-    drawing.suptitle(
+    title = (
         f"{record['config']['network']} on {record['config']['dataset']}: "
         f"{record['compression']:.1f}× compression, T = {record['timesteps']}\n"
         f"SNN {snn:.2f} %, dense ANN {dense:.2f} %"
     )
+    drawing.suptitle(title, parse_math=False)
     drawing.savefig(path, dpi=120, format="png")
     pyplot.close(drawing)
 

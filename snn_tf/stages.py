@@ -57,6 +57,7 @@ from snn_tf.provenance import commit
 from snn_tf.runs import StageFolder, check_data
 from snn_tf.update import Recipe
 from snn_tf.upstream import (
+    check_up_to_date,
     meta_model,
     model_of,
     stage_folder,
@@ -86,6 +87,7 @@ def run(config: Config) -> None:
             stage_folder(config, stage).check()
             print(f"{stage}: taken from {other}")
             continue
+        check_up_to_date(config, stage)
         folder = stage_folder(config, stage)
         folder.open(config, upstream_of(config, stage))
         if folder.done:

@@ -7,6 +7,7 @@ number from 0), `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG` and `val/val_a
 
 import dataclasses
 import io
+import os
 import re
 import zipfile
 import zlib
@@ -88,23 +89,25 @@ def builder(data_dir: str, manual_dir: str) -> TinyImagenet:
         the data set is prepared.
 
     Returns:
-      A builder whose config is named after the number of classes, so that the prepared copies of
-      archives that differ in it lie side by side.
+      A builder whose config is named after the number of classes and, but for the official 200, the
+      archive's checksums, so that the prepared copies of archives that differ lie side by side.
 
     Raises:
       UserError: `manual_dir` holds no such archive, or the archive cannot be read.
     """
     archive = _find_archive(manual_dir) if manual_dir else ""
-    num_classes = NUM_CLASSES
+    num_classes, name = NUM_CLASSES, f"{NUM_CLASSES}_classes"
     if archive:
         with _opened(archive) as opened:
             num_classes = len(_wnids(opened))
-    config = ArchiveConfig(name=f"{num_classes}_classes", num_classes=num_classes, archive=archive)
+            if num_classes != NUM_CLASSES:
+                name = f"{num_classes}_classes_{_checksum(opened):08x}"
+    config = ArchiveConfig(name=name, num_classes=num_classes, archive=archive)
     return TinyImagenet(data_dir=data_dir or None, config=config)
 
 
 def _find_archive(manual_dir: str) -> str:
-    folder = Path(manual_dir).expanduser()
+    folder = Path(os.path.expanduser(manual_dir))
     official = folder / "tiny-imagenet-200.zip"
     found = [official] if official.is_file() else sorted(folder.glob("tiny-imagenet-*.zip"))
     if len(found) != 1:
@@ -114,6 +117,12 @@ def _find_archive(manual_dir: str) -> str:
             f"tiny-imagenet-*.zip; found {held}"
         )
     return str(found[0])
+
+
+def _checksum(archive: zipfile.ZipFile) -> int:
+    """CRC-32 of the names and CRC-32s of all members."""
+    members = sorted((member.filename, member.CRC) for member in archive.infolist())
+    return zlib.crc32(repr(members).encode())
 
 
 def _opened(archive: str) -> zipfile.ZipFile:

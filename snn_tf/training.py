@@ -292,12 +292,11 @@ class Trainer:
     def _check_finite(self, step: int) -> None:
         """Looks at the steps up to `step` for loss or gradients that are not finite."""
         skipped, bad = int(self.update.skipped), int(self.update.bad_step)
-        if not bad:
-            return
-        layers = _listed(self.update.bad_layers())
-        if self.config.on_nonfinite == "stop":
-            self._stop(f"loss or gradient is not finite at step {bad} ({layers})")
-        self._warn(bad, [f"loss or gradient is not finite ({layers}); such steps are skipped"])
+        if bad:
+            layers = _listed(self.update.bad_layers())
+            if self.config.on_nonfinite == "stop":
+                self._stop(f"loss or gradient is not finite at step {bad} ({layers})")
+            self._warn(bad, [f"loss or gradient is not finite ({layers}); such steps are skipped"])
         if step % self.steps_per_epoch == 0:
             if skipped - int(self.skipped_before) >= self.steps_per_epoch:
                 self._stop(f"loss or gradient is not finite at any step of the epoch up to {step}")

@@ -66,6 +66,21 @@ def up_to_date(config: Config, stage: str) -> bool:
     return folder.follows(upstream[0]) and (not of_this_run or up_to_date(config, upstream[0].stage))
 
 
+def check_up_to_date(config: Config, stage: str) -> None:
+    """Raises `UsageError` if a stage of this run, on which `stage` builds, has been left behind."""
+    behind, above = [], UPSTREAM[stage]
+    while above and not taken_from(config, above):
+        if stage_folder(config, above).done and not up_to_date(config, above):
+            behind.append(above)
+        above = UPSTREAM[above]
+    if behind:
+        first = behind[-1]
+        raise UsageError(
+            f"{stage_folder(config, first).path} was made before {upstream_of(config, first)[0].path} "
+            f"was run again with other settings; run --stage={first} again with --overwrite"
+        )
+
+
 def _snn_start(config: Config) -> StageFolder:
     return StageFolder(pathlib.Path(config.snn_start), configs.TRAIN_SNN)
 

@@ -356,3 +356,27 @@ def test_checkpoint_interval_that_is_neither_is_refused(given):
 def test_run_builds_on_another_folder_than_its_own(flag, path):
     with pytest.raises(UsageError, match=f"^--{flag}=.*: must be another folder than --run_dir$"):
         Config(run_dir="runs/a", **{flag: path})
+
+
+@pytest.mark.parametrize("flag", ["run_dir", "data_dir"])
+@pytest.mark.parametrize("folder", ["runs/a[0.05]", "runs\\a"])
+def test_folder_that_tensorflow_takes_for_a_pattern_is_refused(flag, folder):
+    with pytest.raises(UsageError) as caught:
+        Config(**{flag: folder})
+    (strange,) = set("[\\") & set(folder)
+    assert str(caught.value) == (
+        f"--{flag}={folder}: must lead to a path without {strange}, which TensorFlow takes for a pattern"
+    )
+
+
+def test_working_folder_that_tensorflow_takes_for_a_pattern_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "c[0]").mkdir()
+    monkeypatch.chdir(tmp_path / "c[0]")
+    with pytest.raises(UsageError, match="--run_dir=runs/default: must lead to a path without"):
+        Config()
+    Config(run_dir=str(tmp_path))
+
+
+def test_link_that_leads_to_itself_is_no_run_of_its_own(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert Config(run_dir=str(tmp_path), meta_model=str(tmp_path / "loop")).meta_model

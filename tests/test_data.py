@@ -400,6 +400,20 @@ def test_folder_whose_test_split_has_a_class_of_its_own_is_refused(tmp_path):
     assert f"{tmp_path / 'test' / 'bee'}: " in refusal(dataset=f"folder:{tmp_path}")
 
 
+def test_folder_of_a_split_by_another_name_is_refused(tmp_path):
+    for part in ("train", "val"):
+        make_folder(tmp_path / part, 2)
+    assert "in a folder of splits, train and test must be there" in refusal(dataset=f"folder:{tmp_path}")
+    make_folder(tmp_path / "test", 2)
+    line = refusal(dataset=f"folder:{tmp_path}")
+    assert line == f"{tmp_path / 'val'}: is no split; allowed are train, validation, test"
+
+
+def test_folder_of_nobody_is_refused():
+    line = refusal(dataset="folder:~nobody-of-this-name/images")
+    assert line == "--dataset=folder:~nobody-of-this-name/images: there is no such folder"
+
+
 @pytest.mark.parametrize("classes, words", [((), "found 0"), (("cat",), "found 1")])
 def test_folder_of_fewer_than_two_classes_is_refused(tmp_path, classes, words):
     make_folder(tmp_path, 3, classes=classes)
@@ -720,6 +734,15 @@ def test_tiny_imagenet_of_other_classes_is_prepared_beside(tiny):
     for wnids in (WNIDS, WNIDS[:2], WNIDS):
         loaded = data.load(Config(**tiny(tiny_members(wnids))))
         assert (loaded.spec.num_classes, len(loaded.test)) == (len(wnids), len(wnids))
+
+
+def test_tiny_imagenet_of_other_images_is_prepared_beside(tiny):
+    members = tiny_members()
+    first = data.load(Config(**tiny(members)))
+    name = f"{VAL}/images/val_0.JPEG"
+    second = data.load(Config(**tiny(members | {name: jpeg(np.full((64, 64, 3), 9, np.uint8))})))
+    differ = [(one != two).any() for one, two in zip(first.test.images, second.test.images, strict=True)]
+    assert sum(differ) == 1
 
 
 def test_tiny_imagenet_prefers_the_official_archive_to_samples(tiny, tmp_path):

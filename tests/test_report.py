@@ -163,6 +163,12 @@ def test_figure_says_network_compression_and_accuracies(tmp_path, monkeypatch):
     assert "SNN 80.00 %, dense ANN 90.00 %" in title
 
 
+def test_figure_of_data_with_dollars_in_their_name_is_drawn(tmp_path):
+    made = evaluated() | {"config": {"network": "vgg5", "dataset": "folder:/d/$a_b_c$"}}
+    report.figure(made, tmp_path / "layers.png")
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
+
+
 @pytest.mark.filterwarnings("error")
 def test_figure_of_a_network_that_never_fires_is_drawn(tmp_path):
     report.figure(evaluated(rate=0.0), tmp_path / "layers.png")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras as keras
-from run_folders import SETTINGS, config_of, model_of, record
+from run_folders import SETTINGS, config_of, contents, model_of, record
 from small_networks import clips_of, kernels, spec_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -261,6 +261,34 @@ def test_teacher_that_is_not_there_is_named_by_the_stage_it_stands_for(tmp_path)
     line = refusal(UserError, config)
     assert line.startswith(
         f"{tmp_path / 'missing' / configs.TRAIN_ANN}: stage train_ann has not finished"
+    )
+
+
+def test_stage_is_refused_where_one_before_it_was_left_behind(tmp_path):
+    stages.run(config_of(tmp_path, *configs.STAGES[:4], method="random", density=0.3))
+    stages.run(config_of(tmp_path, configs.COMPRESS, method="random", density=0.2, overwrite=True))
+    before = contents(tmp_path)
+    for stage in (configs.TRAIN_SNN, configs.EVALUATE):
+        config = config_of(tmp_path, stage, method="random", density=0.2, overwrite=True)
+        assert refusal(UsageError, config) == (
+            f"{tmp_path / 'convert'} was made before {tmp_path / 'compress'} was run again with other "
+            "settings; run --stage=convert again with --overwrite"
+        )
+    assert contents(tmp_path) == before
+    again = (configs.CONVERT, configs.TRAIN_SNN, configs.EVALUATE)
+    stages.run(config_of(tmp_path, *again, method="random", density=0.2, overwrite=True))
+    assert record(tmp_path, configs.EVALUATE)["density"] == pytest.approx(0.2, abs=1e-3)
+
+
+def test_stage_is_refused_where_the_teacher_was_trained_again(tmp_path):
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    stages.run(config_of(teacher, configs.TRAIN_ANN))
+    settings = {"method": "random", "meta_model": str(teacher)}
+    stages.run(config_of(student, *configs.STAGES[1:4], **settings))
+    stages.run(config_of(teacher, configs.TRAIN_ANN, ann_epochs=2, overwrite=True))
+    line = refusal(UsageError, config_of(student, configs.EVALUATE, ann_epochs=2, **settings))
+    assert line.startswith(
+        f"{student / 'compress'} was made before {teacher / 'train_ann'} was run again"
     )
 
 

@@ -643,18 +643,36 @@ def test_skip_counts_and_says_it_once_and_goes_on(tmp_path, capsys):
     assert [counted[step] for step in (3, 4, 7, 8, STEPS)] == [0, 1, 1, 2, 2]
 
 
-def never_finite(run_dir, **settings) -> Trainer:
-    """A trainer that skips every step, since its loss is never finite."""
+def finite_but(steps: set[int] | None, run_dir, **settings) -> Trainer:
+    """A trainer that skips some steps, counted from 1, or all if None: there the loss is not finite."""
     config = Config(batch_size=8, on_nonfinite="skip", **settings)
     trainer = linear_trainer(run_dir, config, Recipe("sgd", 0.1, 0.0, EPOCHS))
     good = trainer.update.objective
 
     def objective(images, labels):
         terms, logits = good(images, labels)
-        return {"cross_entropy": terms["cross_entropy"] * math.nan}, logits
+        numbers = range(1, STEPS + 1) if steps is None else sorted(steps)
+        step = trainer.update.optimizer.iterations + 1
+        bad = tf.reduce_any(step == tf.constant(list(numbers), tf.int64))
+        return {"cross_entropy": terms["cross_entropy"] * tf.where(bad, math.nan, 1.0)}, logits
 
     trainer.update.objective = objective
     return trainer
+
+
+def killed_after_step(trainer: Trainer, last: int, monkeypatch) -> None:
+    """Trains, a checkpoint every step, and is killed once that of step `last` is saved."""
+    save = trainer._save
+
+    def killed(step):
+        save(step)
+        if step == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert trainer.checkpoints.newest.name == f"step-{last}"
 
 
 NEVER_FINITE = "not finite at any step of the epoch up to 3; last good"
@@ -662,24 +680,24 @@ NEVER_FINITE = "not finite at any step of the epoch up to 3; last good"
 
 def test_epoch_without_one_finite_step_stops_even_with_skip(tmp_path):
     with pytest.raises(UserError, match=NEVER_FINITE):
-        never_finite(tmp_path).run()
+        finite_but(None, tmp_path).run()
 
 
 def test_epoch_without_one_finite_step_stops_after_a_resumption_in_it_too(tmp_path, monkeypatch):
     settings = {"checkpoint_every": "1", "steps_per_call": 1}
-    first = never_finite(tmp_path, **settings)
-    save = first._save
-
-    def killed(step):
-        save(step)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(first, "_save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        first.run()
-    assert first.checkpoints.newest.name == "step-1"
+    killed_after_step(finite_but(None, tmp_path, **settings), 1, monkeypatch)
     with pytest.raises(UserError, match=NEVER_FINITE):
-        never_finite(tmp_path, **settings).run()
+        finite_but(None, tmp_path, **settings).run()
+
+
+def test_steps_skipped_before_a_resumption_count_in_their_own_epoch_alone(tmp_path, monkeypatch):
+    settings = {"checkpoint_every": "1", "steps_per_call": 1}
+    skipped = {1, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH + 1}
+    assert len(skipped) == STEPS_PER_EPOCH
+    killed_after_step(finite_but(skipped, tmp_path, **settings), STEPS_PER_EPOCH - 1, monkeypatch)
+    trainer = finite_but(skipped, tmp_path, **settings)
+    trainer.run()
+    assert int(trainer.update.skipped) == len(skipped)
 
 
 def test_events_that_cannot_be_written_are_one_line(tmp_path):
