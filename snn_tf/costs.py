@@ -12,7 +12,8 @@ What an SNN layer's input carries decides what it costs:
 
 This is the variant `default`. `image_every_step` charges the image's MACs T times, `pooled_as_macs`
 charges one MAC per non-zero pooled input and tap (NeuroBench), and
-`image_every_step_pooled_as_macs` does both.
+`image_every_step_pooled_as_macs` does both. Additions outside synapses are in no count: those of biases,
+and those of a ResNet's shortcuts without a convolution, which are one AC for each spike that takes one.
 
 The record of `ann_costs` and `snn_costs`, with counts per image (means where they depend on activity):
 

@@ -385,6 +385,12 @@ def test_rows_of_a_plot_look_different_and_its_legend_hides_none(rows, monkeypat
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
 
 
+def test_row_with_dollars_in_its_name_is_plotted(rows, monkeypatch):
+    row = dataclasses.replace(results.read(rows)[0].rows[0], name="$a_b_c$")
+    figure = plotted([results.Group([row])], rows, monkeypatch)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["$a_b_c$"]
+
+
 def test_plots_label_an_axis_of_less_than_a_decade_with_plain_numbers(rows, monkeypatch):
     figure = plotted(results.read(rows), rows, monkeypatch)
     (axes,) = figure.axes
