@@ -26,6 +26,10 @@ images = tf.constant(np.load(source, allow_pickle=False))
 outputs = tf.saved_model.load(folder).signatures["serving_default"](images=images)
 np.savez(target, **{name: value.numpy() for name, value in outputs.items()})
 """
+# Of the largest logit.
+_ROUNDING = 1e-3
+# There each process may choose other kernels, which round otherwise, and a spike that flips moves more.
+_AGREEMENT_ON_GPU = 0.9
 
 
 class Exported(tf.Module):
@@ -85,7 +89,7 @@ def check(exported: Exported, folder: pathlib.Path, images: np.ndarray) -> dict[
       `export_max_difference` of the logits, and `export_agreement`, the share of equal classes.
 
     Raises:
-      UserError: the reload failed, or logits differ by more than rounding.
+      UserError: the reload failed, or logits differ by more than rounding (on a GPU, classes too often).
     """
     here = {name: value.numpy() for name, value in exported.serve(tf.constant(images)).items()}
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,7 +104,10 @@ def check(exported: Exported, folder: pathlib.Path, images: np.ndarray) -> dict[
             there = {name: file[name] for name in here}
     difference = float(np.abs(there["logits"] - here["logits"]).max())
     agreement = float(np.mean(there["logits"].argmax(1) == here["logits"].argmax(1)))
-    if not difference <= 1e-3 * max(1.0, float(np.abs(here["logits"]).max())):
+    same = difference <= _ROUNDING * max(1.0, float(np.abs(here["logits"]).max()))
+    if tf.config.list_physical_devices("GPU"):
+        same = np.isfinite(difference) and agreement >= _AGREEMENT_ON_GPU
+    if not same:
         raise UserError(f"{folder}: reloaded, its logits differ by up to {difference:g}")
     return {"export_max_difference": difference, "export_agreement": agreement}
 

@@ -151,15 +151,34 @@ def test_check_reloads_it_elsewhere_and_finds_it_equal(saved, monkeypatch):
     assert found["export_max_difference"] < 1e-5 and found["export_agreement"] == 1.0
 
 
+def on_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"])
+
+
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("change", ["other weights", "not a number"])
-def test_check_refuses_a_saved_model_whose_logits_differ(saved, tmp_path, change):
+def test_check_refuses_a_saved_model_whose_logits_differ(saved, tmp_path, monkeypatch, change, gpu):
     other = snn(seed=9)
     if change == "not a number":
         kernel = pruning.wrappers(other)["logits"].layer.kernel
         kernel.assign(kernel * np.nan)
     export.save(other, tmp_path / "other")
+    if gpu:
+        on_gpu(monkeypatch)
     with pytest.raises(UserError, match="reloaded, its logits differ by up to"):
         export.check(saved.exported, tmp_path / "other", images())
+
+
+def test_check_forgives_other_rounding_on_a_gpu_alone(saved, tmp_path, monkeypatch):
+    other = snn()
+    kernel = pruning.wrappers(other)["logits"].layer.kernel
+    kernel.assign(1.01 * kernel)
+    export.save(other, tmp_path / "other")
+    with pytest.raises(UserError, match="reloaded, its logits differ by up to"):
+        export.check(saved.exported, tmp_path / "other", images())
+    on_gpu(monkeypatch)
+    found = export.check(saved.exported, tmp_path / "other", images())
+    assert found["export_agreement"] == 1.0 and found["export_max_difference"] > 0
 
 
 def test_check_refuses_a_saved_model_without_its_variables(saved, tmp_path):
