@@ -148,7 +148,7 @@ def test_flagfile_name_agrees_with_settings(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_study_is_named_after_its_density_and_steps(name):
     config, words = parsed(settings(name)), name.split("/")[1].split("_")
-    densities = [float(word) for word in words if word.startswith("0.")]
+    densities = [float(word) for word in words if re.fullmatch(r"\d\.\d+", word)]
     assert densities == ([] if config.method == "dense" else [config.density])
     steps = [int(word[1:]) for word in words if re.fullmatch(r"t\d+", word)]
     assert config.timesteps == (steps[0] if steps else 5)
