@@ -28,7 +28,7 @@ def program() -> None:
     update = project.update(config, pruner.model, guided, pruner, Recipe.of(config, COMPRESS))
     split = project.noise(config.batch_size)
     step = project.step(update, tf.constant(split.images), tf.constant(split.labels))
-    calls = {"step": step, "update": lambda: pruner.update(pruner.interval, update.optimizer)}
+    calls = {"step": step, "update": lambda: pruner.update(pruner.schedule.interval, update.optimizer)}
     times = measure.take_turns(calls, FLAGS.seconds, warm_up=1)
     epoch = [FLAGS.steps_per_epoch * seconds for seconds in (times["step"].cpu, times["step"].wall)]
     weights = sum(wrapper.layer.kernel.shape.num_elements() for wrapper in pruner.wrappers.values())

@@ -6,13 +6,11 @@ answered before that.
 """
 
 import dataclasses
-import os
-import re
 import zlib
 from typing import Any
 
-from snn_tf.errors import UsageError
-from snn_tf.settings import check, setting, setting_of, shown
+from snn_tf import contradictions
+from snn_tf.settings import check, setting, setting_of
 
 TRAIN_ANN, COMPRESS, CONVERT, TRAIN_SNN, EVALUATE, EXPORT = STAGES = (
     "train_ann",
@@ -284,7 +282,7 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check(field, getattr(self, field.name))
-        _check_together(self)
+        contradictions.check(vars(self))
 
     def stages(self) -> tuple[str, ...]:
         """The stages to run, in the pipeline's order."""
@@ -306,59 +304,3 @@ class Config:
             for field in dataclasses.fields(self)
             if stage in setting_of(field).stages
         }
-
-
-def same_folder(one: str, other: str) -> bool:
-    """Whether two paths lead to one folder, which need not be there."""
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
-def _check_together(config: Config) -> None:
-    for flag, example in (("stage", "all"), ("run_dir", "runs/default"), ("dataset", "digits")):
-        if not getattr(config, flag):
-            raise UsageError(f"--{flag}=: must not be empty; an example is --{flag}={example}")
-    for flag in ("run_dir", "data_dir"):
-        folder = getattr(config, flag)
-        if folder and (strange := {"[", "\\"}.intersection(os.path.abspath(folder))):
-            raise UsageError(
-                f"--{flag}={folder}: must lead to a path without {strange.pop()}, which "
-                "TensorFlow takes for a pattern"
-            )
-    if not re.fullmatch(r"[0-9]{1,9}m?", str(config.checkpoint_every)):
-        raise UsageError(
-            f"--checkpoint_every={config.checkpoint_every}: must be a number of steps, such as 200, "
-            "or of minutes, such as 10m"
-        )
-    first_last = config.profile_steps
-    if first_last and (len(first_last) != 2 or first_last[0] >= first_last[1]):
-        raise UsageError(f"--profile_steps={shown(first_last)}: must be two rising steps, such as 10,20")
-    if config.drop_fraction_end > config.drop_fraction:
-        raise UsageError(
-            f"--drop_fraction_end={config.drop_fraction_end:g}: "
-            f"must be at most --drop_fraction={config.drop_fraction:g}"
-        )
-    if (config.lif, config.jit_compile) == ("native", "true"):
-        raise UsageError("--jit_compile=true: must be false or auto with --lif=native")
-    for flag in ("meta_model", "snn_start"):
-        folder = getattr(config, flag)
-        if folder and same_folder(folder, config.run_dir):
-            raise UsageError(f"--{flag}={folder}: must be another folder than --run_dir")
-    if config.dense_ends and config.structure == "channel":
-        raise UsageError("--dense_ends=True: must be False with --structure=channel")
-    if config.activation_levels and config.method == "dense":
-        raise UsageError(
-            f"--activation_levels={config.activation_levels}: must be 0 with --method=dense, which "
-            "trains no student; --density=1 --student_start=meta_model trains a dense one"
-        )
-    if config.method == "magnitude_uniform":
-        alone = {
-            "structure": "irregular",
-            "budget": "weights",
-            "dense_ends": False,
-            "macs_exponent": 0.0,
-        }
-        for flag, needed in alone.items():
-            if getattr(config, flag) != needed:
-                raise UsageError(
-                    f"--{flag}={getattr(config, flag)}: must be {needed} with --method=magnitude_uniform"
-                )

@@ -1,4 +1,7 @@
-"""Errors that a user can cause: one readable line each, and the exit code that goes with it."""
+"""Errors that a user can cause: one readable line each, and the exit code that goes with it.
+
+And the one that a caller of a function can: a word that it does not know.
+"""
 
 import re
 import textwrap

@@ -1,11 +1,11 @@
-"""When and how masks change over a student's training.
+"""How masks change over a student's training.
 
-A `Pruner` keeps the scores, knows when an update is due, and carries it out; which weights or channels
-are kept is decided in `snn_tf.sparsity` and `snn_tf.channels`.
+A `Pruner` keeps the scores and carries updates out; when one is due is in `snn_tf.mask_schedule`, which
+weights or channels are kept is decided in `snn_tf.sparsity` and `snn_tf.channels`.
 """
 
+import abc
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping
 
@@ -15,8 +15,8 @@ import tf_keras as keras
 
 from snn_tf import budget as budgets
 from snn_tf import channels, sparsity
-from snn_tf.config import PUBLISHED_SCHEDULES, Config
-from snn_tf.errors import UsageError
+from snn_tf.config import Config
+from snn_tf.mask_schedule import MaskSchedule
 from snn_tf.pruning import (
     Masks,
     assign_masks,
@@ -24,25 +24,20 @@ from snn_tf.pruning import (
     mask_by_tfmot,
     masks,
     project,
-    sparsity_schedule,
     wrap,
     wrappers,
 )
 from snn_tf.surgery import channel_layers, output_positions, tie_groups
 
-_TOO_STEEP = 0.25
-_MANY_UPDATES = 50  # even to density 1e-4 none of so many is too steep
 
-
-class Pruner(tf.Module):
+class Pruner(tf.Module, abc.ABC):
     """Masks of a student over its training. Subclasses know the structure: what a unit is.
 
     Attributes:
       scores: m, the moving average of the loss's gradient with respect to every prunable weight,
         active or not, by layer name; empty unless the method is attention.
       squares: the same average of the gradient's square; empty unless the saliency is fisher.
-      last_update: step after which masks are fixed.
-      total_steps: the stage's length.
+      schedule: when masks change.
     """
 
     def __init__(self, model: keras.Model, config: Config, steps_per_epoch: int):
@@ -53,25 +48,8 @@ class Pruner(tf.Module):
         """
         super().__init__()
         self.config = config
-        self.interval = config.mask_update or steps_per_epoch
-        self.total_steps = config.compress_epochs * steps_per_epoch
-        if self.interval > self.total_steps:
-            raise UsageError(
-                f"--mask_update={self.interval}: must be at most the stage's {self.total_steps} steps"
-            )
-        last = budgets.exact(config.mask_update_end) * self.total_steps
-        by_magnitude = config.method.startswith("magnitude")
-        published = PUBLISHED_SCHEDULES[config.method]
-        kind = published if config.density_schedule == "auto" else config.density_schedule
-        self.falls = kind == "cubic"
-        self.starts_dense = self.falls or by_magnitude
-        # What starts dense cannot do without an update.
-        updates = max(1 if self.starts_dense else 0, math.floor(last / self.interval))
-        self.last_update = updates * self.interval
-        self.schedule = sparsity_schedule(
-            kind, config.density, self.interval, max(self.last_update, self.interval)
-        )
-        self.model = wrap(model, schedule=self.schedule)
+        self.schedule = MaskSchedule(config, steps_per_epoch)
+        self.model = wrap(model, schedule=self.schedule.of_tfmot)
         self.wrappers = wrappers(self.model)
         guided = config.method == "attention"
         self.scores = self._averages("score") if guided else {}
@@ -82,32 +60,6 @@ class Pruner(tf.Module):
             layer: tf.Variable(tf.zeros(w.layer.kernel.shape), trainable=False, name=f"{name}/{layer}")
             for layer, w in self.wrappers.items()
         }
-
-    def misfits(self) -> list[str]:
-        """Warnings: what the length of the stage has no room for, with what helps."""
-        remedy = "raise --compress_epochs, or lower --mask_update"
-        if self.starts_dense and self.last_update >= self.total_steps:
-            line = f"the density reaches {self.config.density:g} after the last step, and nothing is "
-            return [f"{line}trained at it; {remedy} or --mask_update_end"]
-        if self.falls and (kept := self._least_kept()) < _TOO_STEEP:
-            line = f"one mask update keeps {kept:.2f} of the active weights, which few networks survive"
-            return [f"{line}; {remedy}, or raise --mask_update_end"]
-        if self.config.method == "attention" and not self.last_update:
-            return [f"no mask update fits, and masks stay random; {remedy}, or raise --mask_update_end"]
-        return []
-
-    def _least_kept(self) -> float:
-        """Smallest quotient of the densities after and before an update, of a density that falls."""
-        updates = range(self.interval, self.last_update + 1, self.interval)
-        if len(updates) > _MANY_UPDATES:
-            return 1.0
-        densities = [1.0, *map(self.density_now, updates)]
-        return min(after / before for before, after in itertools.pairwise(densities))
-
-    def due(self, step: int) -> bool:
-        """Whether masks change after `step` optimizer steps."""
-        moving = self.falls or self.config.method not in ("random", "dense")
-        return moving and step % self.interval == 0 and 0 < step <= self.last_update
 
     def observe(self, gradients: Mapping[str, tf.Tensor]) -> None:
         """m ← decay · m + (1 − decay) · gradient, squares likewise; by layer name, not masked."""
@@ -126,13 +78,13 @@ class Pruner(tf.Module):
         del neuron
         return None
 
+    @abc.abstractmethod
     def start(self, seed: int) -> dict[str, float]:
         """Sets the first masks. Returns each layer's density as its initialisation needs it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def revise(self, step: int) -> None:
         """Sets the next masks; weights and slots are left to `update`."""
-        raise NotImplementedError
 
     def update(self, step: int, optimizer: keras.optimizers.legacy.Optimizer) -> dict[str, float]:
         """Revises masks, then projects weights and clears the slots of all that was not kept.
@@ -151,20 +103,6 @@ class Pruner(tf.Module):
                 variable.assign(variable * kept)
         new = masks(self.model)
         return {name: float((new[name] & ~old[name]).sum() / new[name].sum()) for name in new}
-
-    def density_now(self, step: int) -> float:
-        """Density after the update at `step`, as `--density_schedule` says."""
-        if not self.falls or step >= self.last_update:
-            return self.config.density
-        # The schedule is of float32, and may go past its end by a rounding.
-        return max(self.config.density, 1.0 - float(self.schedule(step)[1]))
-
-    def drop_fraction(self, step: int) -> float:
-        """p of the update after `step` steps."""
-        config = self.config
-        return sparsity.drop_fraction(
-            step, self.last_update, config.drop_fraction, config.drop_fraction_end
-        )
 
     def kernels(self) -> dict[str, np.ndarray]:
         """Every layer's weights by name."""
@@ -240,7 +178,7 @@ class IrregularPruner(Pruner):
     def start(self, seed):
         shapes = {name: tuple(w.layer.kernel.shape) for name, w in self.wrappers.items()}
         first = {name: np.ones(shape, bool) for name, shape in shapes.items()}
-        if not self.starts_dense:
+        if not self.schedule.starts_dense:
             rng = np.random.default_rng(seed)
             budget = self.budget(self.config.density)
             first = sparsity.initial_masks(shapes, budget, rng, self.output_layer)
@@ -250,9 +188,9 @@ class IrregularPruner(Pruner):
     def revise(self, step):
         if self.config.method == "magnitude_uniform":
             return self._revise_by_tfmot(step)
-        budget = self.budget(self.density_now(step))
+        budget = self.budget(self.schedule.density(step))
         if self.config.method == "attention":
-            new = self._guided(budget, self.drop_fraction(step))
+            new = self._guided(budget, self.schedule.drop_fraction(step))
         elif self.config.method == "magnitude":
             new = sparsity.ranked_masks(self.saliencies(), budget, self.output_layer)
         else:
@@ -309,7 +247,7 @@ class ChannelPruner(Pruner):
 
     def start(self, seed):
         first = self.channels()
-        if not self.starts_dense:
+        if not self.schedule.starts_dense:
             rng = np.random.default_rng(seed)
             first = channels.initial_channels(self.budget(self.config.density), rng)
         self._assign(first)
@@ -319,7 +257,7 @@ class ChannelPruner(Pruner):
         }
 
     def revise(self, step):
-        budget = self.budget(self.density_now(step))
+        budget = self.budget(self.schedule.density(step))
         if self.config.method == "random":
             _, values = self._norms(self.random(step))
             return self._assign(channels.ranked_channels(values, budget, self.channels()))
@@ -327,7 +265,7 @@ class ChannelPruner(Pruner):
         if self.config.method == "magnitude":
             return self._assign(channels.ranked_channels(values, budget))
         _, scores = self._norms(self.regrowth_scores())
-        p = self.drop_fraction(step)
+        p = self.schedule.drop_fraction(step)
         self._assign(channels.update_channels(norms, values, scores, self.channels(), budget, p))
 
     def _norms(self, kernels: Masks) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -136,7 +136,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     student = models.build(config, neuron, source.spec)
     per_epoch = data.steps_per_epoch(source.train, config.batch_size)
     pruner = pruners.make_pruner(student, config, per_epoch)
-    for warning in pruner.misfits():
+    for warning in pruner.schedule.misfits():
         print(f"{folder.stage}: warning: {warning}")
     seed = config.stage_seed(folder.stage)
     initialise(pruner.model, seed, pruner.start(seed))

@@ -143,7 +143,7 @@ class Trainer:
         """Steps that may run in one call after `step`: up to the next one that something waits for."""
         intervals = [self.steps_per_epoch, self.config.log_every]
         intervals += [self.config.checkpoint_interval()[0] or self.steps_per_epoch]
-        intervals += [self.pruner.interval] if self.pruner else []
+        intervals += [self.pruner.schedule.interval] if self.pruner else []
         halts = [interval - step % interval for interval in intervals]
         halts += [traced - step for traced in self._traced() if traced > step]
         longest = self.config.steps_per_call or self.total_steps
@@ -180,7 +180,7 @@ class Trainer:
         ends_epoch = step % self.steps_per_epoch == 0
         if ends_epoch or step % self.config.log_every == 0:
             self._log(step, values, progress)
-        if self.pruner and self.pruner.due(step):
+        if self.pruner and self.pruner.schedule.due(step):
             churn = self.pruner.update(step, self.update.optimizer)
             self.board.scalars(step, {f"churn/{name}": value for name, value in churn.items()})
         if ends_epoch:

@@ -10,7 +10,8 @@ import tf_keras as keras
 
 from snn_tf import config as configs
 from snn_tf import models, pruning
-from snn_tf.config import Config, same_folder
+from snn_tf.config import Config
+from snn_tf.contradictions import same_folder
 from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError
 from snn_tf.layers import use_implementation
@@ -59,26 +60,27 @@ def upstream_of(config: Config, stage: str) -> list[StageFolder]:
 
 def up_to_date(config: Config, stage: str) -> bool:
     """Whether a stage is done, and nothing before it has been run again with other settings since."""
-    folder, upstream = stage_folder(config, stage), upstream_of(config, stage)
-    if not upstream or taken_from(config, stage):
-        return folder.done
-    of_this_run = upstream[0].run_dir == folder.run_dir
-    return folder.follows(upstream[0]) and (not of_this_run or up_to_date(config, upstream[0].stage))
+    return stage_folder(config, stage).done and not _left_behind(config, stage)
 
 
 def check_up_to_date(config: Config, stage: str) -> None:
     """Raises `UsageError` if a stage of this run, on which `stage` builds, has been left behind."""
-    behind, above = [], UPSTREAM[stage]
-    while above and not taken_from(config, above):
-        if stage_folder(config, above).done and not up_to_date(config, above):
-            behind.append(above)
-        above = UPSTREAM[above]
-    if behind:
-        first = behind[-1]
-        raise UsageError(
-            f"{stage_folder(config, first).path} was made before {upstream_of(config, first)[0].path} "
-            f"was run again with other settings; run --stage={first} again with --overwrite"
-        )
+    for folder, above in reversed(_left_behind(config, UPSTREAM[stage])):
+        if folder.done and above.done:
+            raise UsageError(
+                f"{folder.path} was made before {above.path} was run again with other settings; "
+                f"run --stage={folder.stage} again with --overwrite"
+            )
+
+
+def _left_behind(config: Config, stage: str | None) -> list[tuple[StageFolder, StageFolder]]:
+    """Stages from `stage` up in this run that were made from other than what is above them, and that."""
+    pairs = []
+    while stage and not taken_from(config, stage):
+        folder, above = stage_folder(config, stage), upstream_of(config, stage)[:1]
+        pairs += [(folder, other) for other in above if not folder.follows(other)]
+        stage = UPSTREAM[stage]
+    return pairs
 
 
 def _snn_start(config: Config) -> StageFolder:

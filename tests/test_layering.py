@@ -13,6 +13,7 @@ LEVELS = {
         (
             ("errors",),
             ("settings",),
+            ("contradictions",),
             (
                 "config",
                 "budget",
@@ -40,6 +41,7 @@ LEVELS = {
             ("folding", "initialisation", "surgery"),
             ("models",),
             ("pruning",),
+            ("mask_schedule",),
             ("pruners",),
             ("evaluation", "conversion", "objectives", "upstream"),
             ("summaries", "update"),
@@ -51,7 +53,18 @@ LEVELS = {
     for name in names
 }
 WITHOUT_TENSORFLOW = (
-    *("budget", "channels", "comparison", "config", "costs", "errors", "files", "flagfiles", "health"),
+    *(
+        "budget",
+        "channels",
+        "comparison",
+        "config",
+        "contradictions",
+        "costs",
+        "errors",
+        "files",
+        "flagfiles",
+        "health",
+    ),
     *("interruption", "lock", "operations", "report", "results", "settings", "sparsity", "tables"),
 )
 TENSORFLOW = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "tensorflow_datasets")

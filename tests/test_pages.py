@@ -38,7 +38,7 @@ def test_readme_opens_with_the_figures_of_the_records():
 
 
 def test_readme_opens_with_the_density_and_steps_of_the_records():
-    opening = " ".join((ROOT / "README.md").read_text().partition("make quickstart")[0].split())
+    opening = " ".join(README.partition("make quickstart")[0].split())
     for label, (name, which) in OPENING.items():
         (row,) = RECORDED[f"headline/{name}"].rows
         steps = re.search(r"T = (\d+)", label)

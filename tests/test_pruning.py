@@ -92,7 +92,7 @@ def updates(pruner, optimizer, first=1, last=3 * STEPS_PER_EPOCH):
     for step in range(first, last + 1):
         train_step(pruner, optimizer)
         assert pruning.stray_weights(pruner.model) == {}
-        if pruner.due(step):
+        if pruner.schedule.due(step):
             yield step, pruner.update(step, optimizer)
 
 
@@ -312,7 +312,7 @@ def test_masks_are_due_at_every_interval_until_the_last_update(settings, steps):
     config = config_of(**settings)
     pruner = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH)
     total = config.compress_epochs * STEPS_PER_EPOCH
-    assert [step for step in range(total + 1) if pruner.due(step)] == steps
+    assert [step for step in range(total + 1) if pruner.schedule.due(step)] == steps
 
 
 @pytest.mark.parametrize("structure", ["irregular", "channel"])
@@ -345,15 +345,15 @@ def test_impossible_density_is_refused_with_the_smallest_possible(settings):
 def test_guided_masks_stay_where_no_update_fits(structure, settings):
     config = config_of(structure=structure, **settings)
     pruner = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH)
-    assert not any(pruner.due(step) for step in range(10 * STEPS_PER_EPOCH))
+    assert not any(pruner.schedule.due(step) for step in range(10 * STEPS_PER_EPOCH))
 
 
 @pytest.mark.parametrize("settings", [{"mask_update_end": 0.0}, {"compress_epochs": 1}])
 def test_magnitude_reaches_its_density_where_no_update_fits(settings):
     pruner = pruners.make_pruner(plain(), config_of(method="magnitude", **settings), STEPS_PER_EPOCH)
-    due = [step for step in range(10 * STEPS_PER_EPOCH) if pruner.due(step)]
+    due = [step for step in range(10 * STEPS_PER_EPOCH) if pruner.schedule.due(step)]
     assert due == [STEPS_PER_EPOCH]
-    assert pruner.density_now(due[0]) == pruner.config.density
+    assert pruner.schedule.density(due[0]) == pruner.config.density
 
 
 @pytest.mark.parametrize("settings", [{"compress_epochs": 1}, {"mask_update": EPOCHS * STEPS_PER_EPOCH}])
@@ -365,13 +365,13 @@ def test_density_that_ends_with_the_training_is_known(settings, falls):
         for chosen in (settings, {})
     ]
     for pruner, ends in zip(made, (falls, False), strict=True):
-        found = [line for line in pruner.misfits() if "nothing is trained at it" in line]
+        found = [line for line in pruner.schedule.misfits() if "nothing is trained at it" in line]
         assert len(found) == ends
 
 
 def test_density_that_ends_with_the_training_because_updates_do_is_said_with_the_flag():
     config = config_of(density_schedule="cubic", mask_update=1, mask_update_end=1.0)
-    (line,) = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH).misfits()
+    (line,) = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH).schedule.misfits()
     assert line.startswith("the density reaches 0.3 after the last step") and "--mask_update_end" in line
 
 
@@ -386,7 +386,7 @@ def test_density_that_ends_with_the_training_because_updates_do_is_said_with_the
 )
 def test_guided_masks_that_no_update_changes_are_warned_of(settings, warned):
     config = config_of(density_schedule="constant", **settings)
-    lines = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH).misfits()
+    lines = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH).schedule.misfits()
     assert ["masks stay random" in line for line in lines] == [True] * warned
 
 
@@ -398,7 +398,7 @@ def test_density_that_falls_too_steeply_is_said(density, updates, kept):
     settings = {"density": density, "mask_update_end": 0.5, "compress_epochs": 2 * updates}
     for schedule, said in (("cubic", kept), ("constant", None)):
         config = config_of(density_schedule=schedule, **settings)
-        lines = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH).misfits()
+        lines = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH).schedule.misfits()
         expected = [f"one mask update keeps {said:.2f} of the active weights"] if said else []
         assert [line.partition(",")[0] for line in lines] == expected
 
@@ -407,7 +407,7 @@ def test_density_that_falls_never_falls_below_its_end():
     config = config_of(method="random", density=0.039, density_schedule="cubic", mask_update=1)
     config = dataclasses.replace(config, compress_epochs=250)
     pruner = pruners.make_pruner(plain(), config, STEPS_PER_EPOCH)
-    densities = [pruner.density_now(step) for step in range(1, pruner.last_update + 1)]
+    densities = [pruner.schedule.density(step) for step in range(1, pruner.schedule.last_update + 1)]
     assert densities == sorted(densities, reverse=True)
     assert densities[-1] == min(densities) == 0.039
 
@@ -628,13 +628,13 @@ def test_density_1_changes_nothing(settings, trained_without_masks):
 @pytest.mark.parametrize("structure", ["irregular", "channel"])
 def test_magnitude_density_falls_as_tfmots_polynomial(structure):
     pruner = student(config_of(method="magnitude", density=0.1, structure=structure, mask_update=2))
-    last = pruner.last_update
+    last = pruner.schedule.last_update
     assert last == 12
     for step in range(17):
         left = 1 - min(step / last, 1.0)
-        assert pruner.density_now(step) == pytest.approx(0.1 + 0.9 * left**3, abs=1e-6)
-    assert pruner.density_now(last) == 0.1
-    assert student(config_of(density=0.1)).density_now(1) == 0.1
+        assert pruner.schedule.density(step) == pytest.approx(0.1 + 0.9 * left**3, abs=1e-6)
+    assert pruner.schedule.density(last) == 0.1
+    assert student(config_of(density=0.1)).schedule.density(1) == 0.1
 
 
 def test_magnitude_starts_dense_and_cuts_all_layers_at_one_magnitude():

@@ -280,6 +280,15 @@ def test_stage_is_refused_where_one_before_it_was_left_behind(tmp_path):
     assert record(tmp_path, configs.EVALUATE)["density"] == pytest.approx(0.2, abs=1e-3)
 
 
+def test_stage_before_that_is_running_again_is_said_to_be_unfinished(tmp_path):
+    stages.run(config_of(tmp_path, *configs.STAGES[:4], method="random"))
+    (tmp_path / configs.COMPRESS / "record.json").unlink()
+    line = refusal(UserError, config_of(tmp_path, configs.EVALUATE, method="random"))
+    assert line.startswith(
+        f"{tmp_path / configs.COMPRESS}: stage compress has not finished; run --stage"
+    )
+
+
 def test_stage_is_refused_where_the_teacher_was_trained_again(tmp_path):
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     stages.run(config_of(teacher, configs.TRAIN_ANN))
