@@ -5,6 +5,7 @@ Help and flag errors are answered before TensorFlow is loaded.
 
 import contextlib
 import dataclasses
+import logging as standard_logging
 import os
 import sys
 import textwrap
@@ -119,6 +120,7 @@ def _quiet_import(quiet: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    standard_logging.getLogger("tensorflow").setLevel(standard_logging.ERROR)
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -167,3 +167,16 @@ def test_home_is_known_in_the_folders_of_runs(tmp_path, monkeypatch):
     cli.define_flags(flag_values)
     config = cli.parse(["train.py", "--run_dir=~/runs/a", "--meta_model=~/runs/b"], flag_values)
     assert [config.run_dir, config.meta_model] == [f"{tmp_path}/runs/{name}" for name in "ab"]
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_warnings_of_tensorflow_are_shown_only_if_asked_for(quiet):
+    code = (
+        "from snn_tf import cli\n"
+        f"with cli._quiet_import({quiet}):\n"
+        "    import tensorflow as tf\n"
+        "tf.get_logger().warning('traced again')\n"
+        "tf.get_logger().error('broken')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ("traced again" in result.stderr, "broken" in result.stderr) == (not quiet, True)
