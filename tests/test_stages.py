@@ -256,6 +256,20 @@ def test_teacher_is_shared_and_not_trained_again(tmp_path, teacher, capsys):
     assert identity["upstream"] == before["fingerprint"]
 
 
+def test_copy_of_a_compressed_network_serves_another_run(tmp_path, teacher, student):
+    """How the README tries several SNNs on one compressed network."""
+    student()
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / configs.COMPRESS, other / configs.COMPRESS)
+    before = contents(other / configs.COMPRESS)
+    shared = {"meta_model": str(teacher)}
+    stages.run(config_of(other, configs.COMPRESS, configs.CONVERT, timesteps=3, **shared))
+    assert contents(other / configs.COMPRESS) == before
+    assert record(other, configs.CONVERT)["config"]["timesteps"] == 3
+    line = refusal(UsageError, config_of(other, configs.COMPRESS, density=0.4, **shared))
+    assert "--density=0.4, was 0.3" in line
+
+
 def test_teacher_that_is_not_there_is_named_by_the_stage_it_stands_for(tmp_path):
     config = config_of(tmp_path, configs.TRAIN_ANN, meta_model=str(tmp_path / "missing"))
     line = refusal(UserError, config)
