@@ -1,8 +1,8 @@
 """Weights, multiply-accumulates (MACs), accumulates (ACs) and energy of an ANN or an SNN, per image.
 
-Takes the masked layers of synapses and, for an SNN, the mean activity of their inputs; gives plain
-dictionaries that go into record.json unchanged. Measuring activity belongs to the evaluation, what one
-layer does and the two conventions of counting it to `snn_tf.operations`.
+Takes the masked layers of synapses and the mean activity of their inputs; gives plain dictionaries
+that go into record.json unchanged. Measuring activity belongs to the evaluation, what one layer does and
+the two conventions of counting it to `snn_tf.operations`.
 
 What an SNN layer's input carries decides what it costs:
 
@@ -11,9 +11,11 @@ What an SNN layer's input carries decides what it costs:
     pooled   means of spikes: rate x MACs counted as ACs (DIET-SNN, Rathi & Roy 2020)
 
 This is the variant `default`. `image_every_step` charges the image's MACs T times, `pooled_as_macs`
-charges one MAC per non-zero pooled input and tap (NeuroBench), and
-`image_every_step_pooled_as_macs` does both. Additions outside synapses are in no count: those of biases,
-and those of a ResNet's shortcuts without a convolution, which are one AC for each spike that takes one.
+charges one MAC per non-zero pooled input and tap, and `image_every_step_pooled_as_macs` does both
+(NeuroBench). An ANN's `default` charges every tap, the zeros of its activations included;
+`zeros_skipped` charges those of the image and of non-zero activations (NeuroBench's count of an ANN).
+Additions outside synapses are in no count: those of biases, and those of a ResNet's shortcuts without a
+convolution, which are one AC for each spike that takes one.
 
 The record of `ann_costs` and `snn_costs`, with counts per image (means where they depend on activity):
 
@@ -25,7 +27,7 @@ The record of `ann_costs` and `snn_costs`, with counts per image (means where th
         one_pass_macs               MACs of one pass through the masked network, whatever the activity
         dense_macs                  the same of the uncut network with all weights active
         mac_density                 their ratio
-        variants                    {variant: {macs, acs, energy_pj}}; an ANN has only "default"}}
+        variants                    {variant: {macs, acs, energy_pj}}}}
     layers                      [{name, source, and all of the above}], in the order given
     neuron_updates              SNN only: neurons x T, each a leak multiply and an add; in no energy
 """
@@ -74,18 +76,28 @@ VARIANTS: Mapping[str, Variant] = {
 _Count = Callable[[Synapses, Convention], tuple[float, float]]  # (macs, acs) of one layer
 
 
-def ann_costs(layers: Sequence[Synapses], dense: Sequence[Synapses] | None = None) -> dict[str, Any]:
+def ann_costs(
+    layers: Sequence[Synapses],
+    dense: Sequence[Synapses] | None = None,
+    activities: Mapping[str, Activity] | None = None,
+) -> dict[str, Any]:
     """Costs of one pass of an ANN: the record described in the module's docstring.
 
     Args:
       layers: the network's synapses, at least one.
       dense: the same layers before channels were cut out; their sizes alone matter, they are the
         denominators. None: `layers` themselves, with every weight active.
+      activities: by layer name; layers that read the image need none. None: no `zeros_skipped`.
 
     Raises:
-      ValueError: `dense` does not name the same layers in the same order.
+      ValueError: an activity is missing or not of its layer's input_shape, or `dense` does not name
+        the same layers in the same order.
     """
-    return _network_record(layers, dense, {"default": lambda s, convention: (macs(s, convention), 0.0)})
+    counts: dict[str, _Count] = {"default": lambda s, convention: (macs(s, convention), 0.0)}
+    if activities is not None:
+        _check_complete(layers, activities)
+        counts["zeros_skipped"] = functools.partial(_nonzero_operations, activities)
+    return _network_record(layers, dense, counts)
 
 
 def snn_costs(
@@ -107,14 +119,26 @@ def snn_costs(
       ValueError: an activity is missing or not of its layer's input_shape, or `dense` does not name
         the same layers in the same order.
     """
-    missing = [s.name for s in layers if s.source != "image" and s.name not in activities]
-    if missing:
-        raise ValueError(f"activities: missing for {', '.join(missing)}")
+    _check_complete(layers, activities)
     counts = {
         name: functools.partial(_spiking_operations, activities, int(timesteps), variant)
         for name, variant in VARIANTS.items()
     }
     return _network_record(layers, dense, counts) | {"neuron_updates": int(neurons) * int(timesteps)}
+
+
+def _check_complete(layers: Sequence[Synapses], activities: Mapping[str, Activity]) -> None:
+    missing = [s.name for s in layers if s.source != "image" and s.name not in activities]
+    if missing:
+        raise ValueError(f"activities: missing for {', '.join(missing)}")
+
+
+def _nonzero_operations(
+    activities: Mapping[str, Activity], synapses: Synapses, convention: Convention
+) -> tuple[float, float]:
+    if synapses.source == "image":
+        return macs(synapses, convention), 0.0
+    return nonzero_macs(synapses, activities[synapses.name], convention), 0.0
 
 
 def _spiking_operations(

@@ -23,7 +23,7 @@ class Evaluation:
       confusion: [classes, classes] counts, true class by row.
       correct: [num_examples] booleans in the split's order.
       timesteps: T; 1 for an ANN.
-      activities: input of each synapse layer that spikes drive, by layer name; empty for an ANN.
+      activities: input of each synapse layer that does not read the image, by layer name.
       spikes: spikes per image summed over neurons and T, by neuron layer; empty for an ANN.
       neurons: neurons by neuron layer.
     """
@@ -76,7 +76,7 @@ class Evaluator:
         self._driven = {
             name: layer
             for name, layer in graph.select(is_synapse).items()
-            if is_spiking(model) and _carries(graph, name) != "image"
+            if _carries(graph, name) != "image"
         }
         inputs = {name: layer.input for name, layer in self._driven.items()}
         spikes = {name: layer.output for name, layer in self._neurons.items() if is_spiking(model)}
@@ -92,7 +92,7 @@ class Evaluator:
         return logits, totals, nonzero, counts
 
     def evaluate(self, split: data.Split) -> Evaluation:
-        """Accuracy and, for an SNN, activity on a split."""
+        """Accuracy and activity on a split."""
         classes = self.model.output_shape[-1]
         confusion = np.zeros((classes, classes), np.int64)
         correct: list[np.ndarray] = []

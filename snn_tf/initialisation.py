@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_source, is_synapse
+from snn_tf.layers import FIRST_CLIP, QuantisedReLU
 
 # Root of the summed squares of γ, at first, over the inputs of the logits; see `_calm`.
 LOGITS_GAIN = 4.0
@@ -40,14 +41,21 @@ def _calm(graph: Graph, logits: str, active: float) -> None:
     """Starts the normalisations before the logits at γ = min(1, `LOGITS_GAIN` / √active inputs).
 
     The loss curves with the sum of the logits' squared inputs. With γ = 1 that grows with their number,
-    and a learning rate that suits the other layers is then far too high for this one.
+    and a learning rate that suits the other layers is then far too high for this one. Trained clips
+    between them and the logits shrink likewise: at `FIRST_CLIP` they would round all of it to zero.
     """
+    neurons = graph.nearest(logits, is_neuron)
     before = {
         name
-        for neuron in graph.nearest(logits, is_neuron)
+        for neuron in neurons
         for name in graph.nearest(neuron, lambda layer: is_norm(layer) or is_source(layer))
     }
-    if all(is_norm(graph.layers[name]) for name in before):
-        for name in before:
-            gamma = graph.layers[name].gamma
-            gamma.assign(tf.ones_like(gamma) * min(1.0, LOGITS_GAIN / math.sqrt(active)))
+    if not all(is_norm(graph.layers[name]) for name in before):
+        return
+    scale = min(1.0, LOGITS_GAIN / math.sqrt(active))
+    for name in before:
+        gamma = graph.layers[name].gamma
+        gamma.assign(tf.ones_like(gamma) * scale)
+    for layer in map(graph.layers.__getitem__, neurons):
+        if isinstance(layer, QuantisedReLU):
+            layer.clip.assign(FIRST_CLIP * scale)

@@ -124,7 +124,7 @@ class Synapses:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activity:
-    """What a layer of synapses receives in the T steps of one image, mean over images.
+    """What a layer of synapses receives in the T steps of one image (an ANN's: T = 1), mean over images.
 
     Attributes:
       total: of the layer's input_shape, sum over time of the input values.
@@ -173,7 +173,8 @@ def acs(synapses: Synapses, activity: Activity, convention: Convention) -> float
 def nonzero_macs(synapses: Synapses, activity: Activity, convention: Convention) -> float:
     """Multiply-accumulates in all T steps if zero inputs cost nothing: the sum of nonzero . taps.
 
-    NeuroBench's count for inputs that are not binary. Raises ValueError as `acs` does.
+    NeuroBench's count for inputs that are not binary, of an ANN as of an SNN. Raises ValueError as
+    `acs` does.
     """
     return _weighted_taps(synapses, activity.nonzero, convention)
 

@@ -140,10 +140,9 @@ class Pruner(tf.Module, abc.ABC):
             return {name: weights[name] * np.sqrt(v.numpy()) for name, v in self.squares.items()}
         return weights
 
-    def random(self, step: int) -> dict[str, np.ndarray]:
-        """A saliency that says nothing: the same at every run of the update at `step`."""
-        rng = np.random.default_rng([self.config.seed, step])
-        return {name: rng.random(w.layer.kernel.shape, np.float32) for name, w in self.wrappers.items()}
+    def chance(self, step: int) -> np.random.Generator:
+        """What random masks are drawn from: the same at every run of the update at `step`."""
+        return np.random.default_rng([self.config.seed, step])
 
 
 class IrregularPruner(Pruner):
@@ -194,8 +193,9 @@ class IrregularPruner(Pruner):
         elif self.config.method == "magnitude":
             new = sparsity.ranked_masks(self.saliencies(), budget, self.output_layer)
         else:
-            before = masks(self.model)
-            new = sparsity.ranked_masks(self.random(step), budget, self.output_layer, before)
+            before, rng = masks(self.model), self.chance(step)
+            values = {name: rng.random(mask.shape, np.float32) for name, mask in before.items()}
+            new = sparsity.ranked_masks(values, budget, self.output_layer, before)
         assign_masks(self.model, new)
 
     def _guided(self, budget: budgets.Budget, p: float) -> Masks:
@@ -259,7 +259,8 @@ class ChannelPruner(Pruner):
     def revise(self, step):
         budget = self.budget(self.schedule.density(step))
         if self.config.method == "random":
-            _, values = self._norms(self.random(step))
+            rng = self.chance(step)
+            values = {group: rng.random(size) for group, size in budget.sizes.items()}
             return self._assign(channels.ranked_channels(values, budget, self.channels()))
         norms, values = self._norms(self.saliencies())
         if self.config.method == "magnitude":

@@ -270,7 +270,7 @@ def _measured(model: keras.Model, source: data.Data, batch_size: int, original: 
         "correct": np.packbits(result.correct).tobytes().hex(),
     }
     if not evaluation.is_spiking(model):
-        return facts | costs.ann_costs(layers, dense=original)
+        return facts | costs.ann_costs(layers, dense=original, activities=result.activities)
     neurons = sum(result.neurons.values())
     counted = costs.snn_costs(layers, result.activities, result.timesteps, neurons, dense=original)
     return facts | {"timesteps": result.timesteps} | counted | _neurons(model, result)

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from spiking_oracle import Count, Flatten, Neurons, Pool, Synapses, run
 
@@ -243,14 +244,37 @@ def test_snn_of_one_step_counts_as_an_snn():
     assert result.timesteps == 1 and result.spikes["conv1_neuron"] > 0
 
 
-def test_ann_has_accuracy_but_no_activity():
+def test_ann_has_accuracy_and_activity_but_no_spikes():
     model, examples = ann(), split()
     result = evaluation.Evaluator(model, BATCH).evaluate(examples)
     guesses = model(examples.images).numpy().argmax(axis=1)
     assert result.accuracy == np.mean(guesses == examples.labels)
-    assert (result.timesteps, result.activities, result.spikes) == (1, {}, {})
+    assert (result.timesteps, result.spikes) == (1, {})
+    assert set(result.activities) == set(SOURCES) - {"conv1"}
     assert not evaluation.is_spiking(model) and evaluation.timesteps_of(model) == 1
     assert result.neurons["conv2_neuron"] == 8 * 6 * 4
+
+
+def test_zeros_skipped_are_the_products_without_a_zero_of_the_mask_or_the_activation():
+    """Convolutions of zeros and ones count them one by one; the image's zeros are not skipped."""
+    rng = np.random.default_rng(9)
+    masks = {name: rng.random(mask.shape) < 0.6 for name, mask in pruning.masks(ann()).items()}
+    model, examples = pruning.wrap(ann(), masks), split()
+    activities = evaluation.Evaluator(model, BATCH).evaluate(examples).activities
+    record = costs.ann_costs(evaluation.synapses(model), activities=activities)
+    for row, (name, strides, padding, source) in zip(record["layers"], CONVOLUTIONS, strict=False):
+        layer = next(layer for layer in model.layers if inner(layer).name == name)
+        inputs = keras.Model(model.input, layer.input)(examples.images).numpy()
+        charged = np.float64((inputs != 0) | (source == "image"))
+        met = tf.nn.conv2d(charged, np.float64(masks[name]), strides, padding.upper())
+        counted = variant(row, "exact", "zeros_skipped")
+        assert counted["macs"] == pytest.approx(np.sum(met) / EXAMPLES, rel=1e-12)
+    for convention in operations.CONVENTIONS:
+        total = variant(record, convention, "zeros_skipped")
+        rows = [variant(row, convention, "zeros_skipped") for row in record["layers"]]
+        assert total["macs"] == pytest.approx(sum(row["macs"] for row in rows))
+        assert total["macs"] < variant(record, convention)["macs"]
+        assert total["energy_pj"]["fp32_45nm"] == pytest.approx(4.6 * total["macs"])
 
 
 def test_wrapped_and_plain_models_evaluate_alike(case):

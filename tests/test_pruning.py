@@ -14,7 +14,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from small_networks import initialised, kernels, some_images, weights_of
 
-from snn_tf import costs, evaluation, model_files, models, pruners, pruning, surgery
+from snn_tf import channels, costs, evaluation, model_files, models, pruners, pruning, surgery
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner
@@ -984,6 +984,23 @@ def test_random_masks_that_fall_are_nested_and_repeat(structure):
             assert not any((narrow[name] & ~wide[name]).any() for name in narrow)
         assert not same(seen[0], seen[-1])
     assert all(map(same, *found))
+
+
+@pytest.mark.parametrize("network", ["vgg5", "resnet12"])
+def test_random_channels_that_fall_keep_a_like_share_of_every_group(network):
+    """As channels drawn at the density do, in groups of 128 to 2048 channels whose slices differ."""
+    config = Config(
+        network=network, width=0.5, method="random", structure="channel", density=0.1, compress_epochs=20
+    )
+    model = initialised(network=network, width=0.5, image_shape=(8, 8, 1))
+    pruner = pruners.make_pruner(model, config, 10)
+    pruner.start(0)
+    for step in range(10, pruner.schedule.last_update + 1, 10):
+        pruner.revise(step)
+    drawn = channels.initial_channels(pruner.budget(0.1), np.random.default_rng(0))
+    for group, active in pruner.channels().items():
+        if active.size >= 128:
+            assert active.mean() == pytest.approx(drawn[group].mean(), abs=0.1)
 
 
 def test_constant_magnitude_has_its_density_from_the_first_update():
