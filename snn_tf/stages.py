@@ -139,9 +139,11 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     for warning in pruner.schedule.misfits():
         print(f"{folder.stage}: warning: {warning}")
     seed = config.stage_seed(folder.stage)
-    initialise(pruner.model, seed, pruner.start(seed))
+    densities = pruner.start(seed)
     if config.student_start == "meta_model":
         models.copy_weights(teacher, pruner.model)
+    else:
+        initialise(pruner.model, seed, densities)
     pruning.project(pruner.model)
     recipe = Recipe.of(config, folder.stage)
     objective = AttentionGuided(pruner, teacher, config)

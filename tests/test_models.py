@@ -16,7 +16,7 @@ from snn_tf.errors import UsageError
 from snn_tf.folding import fold
 from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
 from snn_tf.initialisation import initialise
-from snn_tf.layers import LIF, Dropout, QuantisedReLU, ReadOut, dropout_seed
+from snn_tf.layers import FIRST_CLIP, LIF, Dropout, QuantisedReLU, ReadOut, dropout_seed
 from snn_tf.pruning import wrap
 
 VGG = {
@@ -465,6 +465,23 @@ def test_summed_squares_of_what_the_logits_read_do_not_grow_with_width(width):
     features = read(some_images(64, (8, 8, 3)), training=True)
     # Half of 16 γ²: batch normalisation gives a variance of 1, of which ReLU keeps half.
     assert np.mean(np.sum(np.square(features), axis=-1)) == pytest.approx(8.0, rel=0.03)
+
+
+@pytest.mark.parametrize(("network", "settings", "expected"), CALMED, ids=[row[0] for row in CALMED])
+def test_clips_start_as_much_smaller_as_what_they_clip(network, settings, expected):
+    model = build(network, "quantised_relu", batch_norm=True, activation_levels=5, **settings)
+    initialise(model, 1)
+    *others, last = (layer.clip.numpy() for layer in Graph.of(model).select(is_neuron).values())
+    scale = min([1.0, *(4.0 / math.sqrt(inputs) for inputs in expected.values())])
+    assert last == pytest.approx(FIRST_CLIP * scale) and set(others) == {FIRST_CLIP}
+
+
+def test_last_clip_rounds_no_more_to_zero_than_the_one_before():
+    settings = {"batch_norm": True, "activation_levels": 5, "dropout": 0, "head_dropout": 0}
+    model = initialised("vgg5", neuron="quantised_relu", image_shape=(8, 8, 3), width=0.5, **settings)
+    seen = keras.Model(model.input, [model.get_layer(f"dense{n}_neuron").output for n in (4, 5)])
+    before, last = (np.mean(x != 0) for x in seen(some_images(64, (8, 8, 3)), training=True))
+    assert last == pytest.approx(before, abs=0.05) and last > 0.3
 
 
 def test_copy_weights_goes_by_name_through_wrappers_and_spares_masks():
