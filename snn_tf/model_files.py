@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from snn_tf import layers, pruning
 from snn_tf.errors import UserError, first_line
 
 _CONFIG = "config.json"
@@ -22,6 +23,7 @@ _MEMBERS = {"metadata.json", _CONFIG, _WEIGHTS}
 _LARGEST_CONFIG = 2**26  # bytes
 # Deflated zeros shrink a thousandfold; weights that are mostly zeros come near it, nothing goes past.
 _LARGEST_RATIO = 1100
+_LAYERS = (layers.Conv2D, layers.Dropout, layers.LIF, layers.QuantisedReLU, layers.ReadOut)
 _KNOWN = {
     "keras.initializers": {"GlorotUniform", "Ones", "Zeros"},
     "keras.layers": {
@@ -29,8 +31,8 @@ _KNOWN = {
         *("InputLayer", "Normalization", "ReLU"),
     },
     "keras.mixed_precision": {"Policy"},
-    "snn_tf.layers": {"Conv2D", "Dropout", "LIF", "QuantisedReLU", "ReadOut"},
-    "snn_tf.pruning": {"Masked"},
+    "snn_tf.layers": {kind.__name__ for kind in _LAYERS},
+    "snn_tf.pruning": {pruning.Masked.__name__},
     "tf_keras.src.engine.functional": {"Functional"},
     None: {"ConstantSparsity", "PolynomialDecay"},  # schedules, which tfmot looks up by name
 }

@@ -1,7 +1,10 @@
 """Model files: those of this package are read, others refused before Keras makes anything of them."""
 
 import json
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from snn_tf import model_files, models, pruning
 from snn_tf.config import Config
 from snn_tf.errors import UserError
 from snn_tf.initialisation import initialise
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,13 @@ def test_every_kind_of_network_is_read(tmp_path, network, batch_norm, neuron):
     loaded = model_files.load(tmp_path / "model.keras")
     for one, other in zip(made.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_network_is_read_where_nothing_else_of_the_package_was_imported(tmp_path):
+    path = tmp_path / "model.keras"
+    pruning.wrap(models.spiking(initialised("vgg5", width=0.1), Config())).save(path)
+    program = "import pathlib, sys; from snn_tf.model_files import load; load(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, path], check=True, cwd=ROOT)
 
 
 def test_saved_model_in_its_place_is_said(tmp_path):
