@@ -45,7 +45,7 @@ def program() -> None:
     model = project.snn(config)
     predict = evaluation.predictor(model)
     with tempfile.TemporaryDirectory() as folder:
-        export.save(model, pathlib.Path(folder))
+        export.save(model, pathlib.Path(folder), project.CLASS_NAMES)
         serve = tf.saved_model.load(folder).signatures["serving_default"]
         ways = {
             PREDICTOR: lambda batch: predict(batch).numpy(),

@@ -54,13 +54,13 @@ def source(config: Config) -> data.Data:
     count = FLAGS.steps * config.batch_size
     if config.data_dir:
         loaded = data.load(config)
-        spec, split = loaded.spec, loaded.train
+        spec, split, names = loaded.spec, loaded.train, loaded.class_names
     else:
         spec = dataclasses.replace(project.SPEC, augment="crop_flip")
-        split = project.noise(count)
+        split, names = project.noise(count), project.CLASS_NAMES
     repeated = np.arange(count) % len(split)
     few = split.take(np.arange(_EVALUATED))
-    return data.Data(spec, split.take(repeated), few, few)
+    return data.Data(spec, split.take(repeated), few, few, names)
 
 
 def trainer(config: Config, model: keras.Model, source: data.Data) -> TimedTrainer:

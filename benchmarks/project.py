@@ -24,6 +24,7 @@ from snn_tf.update import Recipe, Update
 from workloads import CLASSES, LEAK, LEARNING_RATE, SIDE, SURROGATE_SCALE, V_TH, Workload, channels_last
 
 _scratch = tempfile.TemporaryDirectory()
+CLASS_NAMES = [str(label) for label in range(CLASSES)]
 SPEC = data.DataSpec("noise", (SIDE, SIDE, 3), CLASSES, "none", (0.0,) * 3, (1.0,) * 3)
 RECIPE = Recipe("adam", LEARNING_RATE, weight_decay=0.0, epochs=1)
 # As many as CIFAR-10's training split gives at a batch size of 128.

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,12 +49,13 @@ _SMALLEST_STD = 1.0  # one grey level
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """A data set: its spec and its splits."""
+    """A data set: its spec, its splits, and what its classes are called, by label."""
 
     spec: DataSpec
     train: Split
     validation: Split
     test: Split
+    class_names: Sequence[str]
 
     def identity(self) -> dict[str, Any]:
         """What tells these examples from others as far as sizes, shapes and labels do; plain types."""
@@ -98,12 +99,12 @@ def load(config: Config) -> Data:
     if config.image_size and not from_folder:
         raise UsageError(f"--image_size={config.image_size}: must be 0 unless --dataset=folder:/path")
     if from_folder:
-        splits, num_classes = image_folder.load(config)
+        splits, names = image_folder.load(config)
     elif config.dataset == "digits":
-        splits, num_classes = _digits()
+        splits, names = _digits()
     else:
-        splits, num_classes = tfds_source.load(config)
-    _check_labels(config.dataset, splits, num_classes)
+        splits, names = tfds_source.load(config)
+    _check_labels(config.dataset, splits, len(names))
     if "test" not in splits:
         splits["test"] = splits.pop("validation")
     if "validation" not in splits:
@@ -116,7 +117,8 @@ def load(config: Config) -> Data:
     shape = splits["train"].image_shape
     _check_cutouts(config, min(shape[:2]))
     augment = _augment(config.dataset) if config.augment == "auto" else config.augment
-    return Data(DataSpec(config.dataset, shape, num_classes, augment, mean, std), **splits)
+    spec = DataSpec(config.dataset, shape, len(names), augment, mean, std)
+    return Data(spec, **splits, class_names=names)
 
 
 def _check_cutouts(config: Config, side: int) -> None:
@@ -163,10 +165,10 @@ def _channel_sums(values: np.ndarray) -> np.ndarray:
     return over_images.sum(axis=(0, 1))
 
 
-def _digits() -> tuple[dict[str, Split], int]:
+def _digits() -> tuple[dict[str, Split], list[str]]:
     """Scikit-learn's 1,797 digits of 8x8 pixels, their 17 grey levels spread over 0 to 255."""
     source = load_digits()
     images = np.round(source.images * (255 / 16)).astype(np.uint8)[..., None]
     everything = Split(images, source.target.astype(np.int32))
     train, test = hold_out("digits", everything, _DIGITS_TEST)
-    return {"train": train, "test": test}, len(source.target_names)
+    return {"train": train, "test": test}, [str(digit) for digit in source.target_names]

@@ -1,12 +1,14 @@
 """The trained SNN as a SavedModel that needs nothing but TensorFlow, checked in a fresh process."""
 
 import io
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -36,11 +38,13 @@ class Exported(tf.Module):
     """A model's serving function and its variables; no Keras object, wrapper or mask is written.
 
     Batch normalisation is folded. `serve` takes uint8 images [B, H, W, C] and gives logits and
-    probabilities [B, classes], and the number of spikes [B], which is 0 for an ANN.
+    probabilities [B, classes], and the number of spikes [B], which is 0 for an ANN. `classes` is a file
+    with the names of the classes, a JSON list in the order of the logits.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, classes: pathlib.Path):
         super().__init__()
+        self.classes = tf.saved_model.Asset(str(classes))
         plain = fold(pruning.unwrap(model))
         neurons = Graph.of(plain).select(is_neuron).values() if is_spiking(plain) else ()
         network = keras.Model(plain.input, (plain.output, [layer.output for layer in neurons]))
@@ -63,15 +67,23 @@ def _spikes_per_image(spikes: tf.Tensor, steps: int, batch: tf.Tensor) -> tf.Ten
     return tf.reduce_sum(by_image, axis=[0, 2])
 
 
-def save(model: keras.Model, folder: pathlib.Path) -> Exported:
-    """Writes `model` to `folder`, plain or wrapped, and returns what was written.
+def save(model: keras.Model, folder: pathlib.Path, class_names: Sequence[str]) -> Exported:
+    """Writes a model with the names of its classes, by label, and returns what was written.
+
+    Args:
+      model: plain or wrapped.
+      folder: becomes the SavedModel; the names are its `assets/classes.json`.
+      class_names: one for each logit.
 
     Raises:
       UserError: the folder cannot be written.
     """
-    exported = Exported(model)
     try:
-        tf.saved_model.save(exported, str(folder), signatures={"serving_default": exported.serve})
+        with tempfile.TemporaryDirectory() as scratch:
+            classes = pathlib.Path(scratch) / "classes.json"
+            classes.write_text(json.dumps(list(class_names)))
+            exported = Exported(model, classes)
+            tf.saved_model.save(exported, str(folder), signatures={"serving_default": exported.serve})
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{folder}: could not be written: {first_line(error)}") from error
     return exported

@@ -20,12 +20,12 @@ _SPLITS = ("train", "validation", "test")
 _TEST_FRACTION = 0.2
 
 
-def load(config: Config) -> tuple[dict[str, Split], int]:
+def load(config: Config) -> tuple[dict[str, Split], list[str]]:
     """Lists the images of the folder that `config.dataset` names; none but the first is read yet.
 
     Returns:
       Splits train, test (a fifth of train where the folder has none) and, if the folder has it,
-      validation; and the number of classes.
+      validation; and the names of the classes, by label.
 
     Raises:
       UserError: the folder is not there, is not laid out so, or its first image is unreadable.
@@ -58,7 +58,7 @@ def load(config: Config) -> tuple[dict[str, Split], int]:
         train = splits["train"]
         held = max(1, round(_TEST_FRACTION * len(train)))
         splits["train"], splits["test"] = hold_out(config.dataset, train, held)
-    return splits, len(classes)
+    return splits, classes
 
 
 def decode(splits: dict[str, Split], cache_gib: float) -> dict[str, Split]:

@@ -214,12 +214,12 @@ def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     model = model_of(config, configs.TRAIN_SNN)
     target = folder.path / "saved_model"
     with replacing_folder(target) as beside:
-        exported = export.save(model, beside)
+        exported = export.save(model, beside, source.class_names)
         images = next(iter(data.evaluation_batches(source.test, 64)))[0].numpy()
         agreement = export.check(exported, beside, images)
     with tempfile.TemporaryDirectory() as scratch:
         dense = pathlib.Path(scratch) / "saved_model"
-        export.save(meta_model(config, source.spec), dense)
+        export.save(meta_model(config, source.spec), dense, source.class_names)
         dense_sizes = export.sizes(dense)
     accuracy = stage_folder(config, configs.TRAIN_SNN).record()["validation_accuracy"]
     return {

@@ -24,11 +24,12 @@ _BATCH = 1024
 _DOWNLOAD_RETRIES = 3
 
 
-def load(config: Config) -> tuple[dict[str, Split], int]:
+def load(config: Config) -> tuple[dict[str, Split], list[str]]:
     """Reads the data set that `config.dataset` names, preparing it first if it is not.
 
     Returns:
-      Its labelled splits, train and at least one of validation and test; and the number of classes.
+      Its labelled splits, train and at least one of validation and test; and the names of the
+      classes, by label.
 
     Raises:
       UserError: it cannot be found, downloaded or read, lacks those splits, or is not an image
@@ -52,7 +53,7 @@ def load(config: Config) -> tuple[dict[str, Split], int]:
     if "train" not in splits or len(splits) < 2:
         held = ", ".join(builder.info.splits) or "none"
         raise UserError(f"--dataset={name}: needs labelled splits train and test; it has {held}")
-    return splits, label.num_classes
+    return splits, label.names
 
 
 def _prepared(config: Config) -> tfds.core.DatasetBuilder:

@@ -64,6 +64,8 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         archive = self.builder_config.archive or str(dl_manager.download(URL))
+        with _opened(archive) as opened:
+            self.info.features["label"].names = _wnids(opened)
         return {
             split: self._generate_examples(archive, listing)
             for split, listing in (("train", _train_members), ("validation", _val_members))

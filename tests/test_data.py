@@ -81,6 +81,7 @@ def test_digits_are_scikit_learns_parted_in_three():
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (1078, 120, 599)
     assert loaded.spec.image_shape == (8, 8, 1)
     assert (loaded.spec.num_classes, loaded.spec.augment) == (10, "none")
+    assert loaded.class_names == list("0123456789")
     assert loaded.train.labels.dtype == np.int32 and loaded.train.images.dtype == np.uint8
 
 
@@ -290,6 +291,7 @@ def test_folder_of_classes_is_parted_in_three(tmp_path):
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (12, 4, 4)
     assert contents(loaded.train, loaded.validation, loaded.test) == expected
     assert (loaded.spec.image_shape, loaded.spec.num_classes) == ((6, 5, 3), 2)
+    assert loaded.class_names == ["ant", "cat"]
 
 
 def test_folder_of_splits_is_taken_as_it_is(tmp_path):
@@ -574,7 +576,7 @@ def test_tfds_data_set_is_prepared_and_read(toy, capfd):
     expected = Counter((noise(k, 4, 4, 3).tobytes(), label) for k, label in enumerate(labels["train"]))
     assert contents(loaded.train, loaded.validation) == expected
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (9, 1, 3)
-    assert (loaded.spec.image_shape, loaded.spec.num_classes) == ((4, 4, 3), 3)
+    assert (loaded.spec.image_shape, loaded.class_names) == ((4, 4, 3), ["0", "1", "2"])
     printed = capfd.readouterr()
     assert not printed.out
     assert len([line for line in printed.err.splitlines() if "snn_toy" in line]) == 1
@@ -733,7 +735,7 @@ def test_tiny_imagenet_is_read_from_its_archive(tiny):
 def test_tiny_imagenet_of_other_classes_is_prepared_beside(tiny):
     for wnids in (WNIDS, WNIDS[:2], WNIDS):
         loaded = data.load(Config(**tiny(tiny_members(wnids))))
-        assert (loaded.spec.num_classes, len(loaded.test)) == (len(wnids), len(wnids))
+        assert (loaded.class_names, len(loaded.test)) == (list(wnids), len(wnids))
 
 
 def test_tiny_imagenet_of_other_images_is_prepared_beside(tiny):

@@ -1,6 +1,9 @@
 """The SavedModel: equal to its model wherever it is loaded, and with nothing in it but the network."""
 
+import json
 import os
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from snn_tf.initialisation import initialise
 from snn_tf.layers import LIF, Dropout, ReadOut
 
 SHAPE, T = (6, 6, 1), 4
+CLASSES = ("wild\ncat", "Ähre", "0")
 KERNELS = [(3, 3, 1, 4), (3, 3, 4, 4), (36, 3)]
 
 
@@ -54,7 +58,7 @@ class Saved:
     def __init__(self, folder):
         self.folder = folder
         self.model = snn()
-        self.exported = export.save(self.model, folder)
+        self.exported = export.save(self.model, folder, CLASSES)
         self.serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
 
 
@@ -96,10 +100,18 @@ def test_spike_counts_are_those_of_each_image_and_of_the_evaluation(saved):
     assert counts.mean() == pytest.approx(sum(result.spikes.values()), rel=1e-6)
 
 
+def test_names_of_classes_go_along_wherever_the_folder_goes(saved, tmp_path):
+    moved = shutil.copytree(saved.folder, tmp_path / "moved")
+    network = tf.saved_model.load(str(moved))
+    path = pathlib.Path(network.classes.asset_path.numpy().decode())
+    assert path == moved / "assets" / "classes.json"
+    assert tuple(json.loads(path.read_text())) == CLASSES
+
+
 def test_snn_of_one_step_reports_its_spikes_and_an_ann_none(tmp_path):
     one_step = models.spiking(ann(), Config(timesteps=1))
     for name, model, some in (("snn", one_step, True), ("ann", ann(), False)):
-        exported = export.save(model, tmp_path / name)
+        exported = export.save(model, tmp_path / name, CLASSES)
         outputs = exported.serve(tf.constant(images(3)))
         assert outputs["spikes"].shape == (3,)
         assert bool((outputs["spikes"].numpy() > 0).all()) == some
@@ -162,7 +174,7 @@ def test_check_refuses_a_saved_model_whose_logits_differ(saved, tmp_path, monkey
     if change == "not a number":
         kernel = pruning.wrappers(other)["logits"].layer.kernel
         kernel.assign(kernel * np.nan)
-    export.save(other, tmp_path / "other")
+    export.save(other, tmp_path / "other", CLASSES)
     if gpu:
         on_gpu(monkeypatch)
     with pytest.raises(UserError, match="reloaded, its logits differ by up to"):
@@ -173,7 +185,7 @@ def test_check_forgives_other_rounding_on_a_gpu_alone(saved, tmp_path, monkeypat
     other = snn()
     kernel = pruning.wrappers(other)["logits"].layer.kernel
     kernel.assign(1.01 * kernel)
-    export.save(other, tmp_path / "other")
+    export.save(other, tmp_path / "other", CLASSES)
     with pytest.raises(UserError, match="reloaded, its logits differ by up to"):
         export.check(saved.exported, tmp_path / "other", images())
     on_gpu(monkeypatch)
@@ -183,7 +195,7 @@ def test_check_forgives_other_rounding_on_a_gpu_alone(saved, tmp_path, monkeypat
 
 def test_check_refuses_a_saved_model_without_its_variables(saved, tmp_path):
     folder = tmp_path / "half"
-    export.save(saved.model, folder)
+    export.save(saved.model, folder, CLASSES)
     for path in (folder / "variables").iterdir():
         path.unlink()
     with pytest.raises(UserError, match="could not be reloaded") as caught:
@@ -194,7 +206,7 @@ def test_check_refuses_a_saved_model_without_its_variables(saved, tmp_path):
 def test_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/saved_model: could not be written") as caught:
-        export.save(ann(), tmp_path / "file" / "saved_model")
+        export.save(ann(), tmp_path / "file" / "saved_model", CLASSES)
     assert "\n" not in str(caught.value)
 
 

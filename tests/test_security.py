@@ -104,7 +104,7 @@ def operations(graph) -> set[str]:
 
 
 def test_saved_model_holds_no_python_and_touches_no_files(tmp_path, network):
-    export.save(network, tmp_path / "saved")
+    export.save(network, tmp_path / "saved", "0123456789")
     saved = saved_model_pb2.SavedModel()
     saved.ParseFromString((tmp_path / "saved" / "saved_model.pb").read_bytes())
     (meta,) = saved.meta_graphs
@@ -119,11 +119,12 @@ def test_saved_model_holds_no_python_and_touches_no_files(tmp_path, network):
         "variable",
         "constant",
         "captured_tensor",
+        "asset",
     }
     for node in meta.object_graph_def.nodes:
         assert "keras" not in node.user_object.identifier and not node.user_object.metadata
     files = {path.suffix for path in (tmp_path / "saved").rglob("*") if path.is_file()}
-    assert files <= {".pb", ".index", ".data-00000-of-00001"}
+    assert files <= {".pb", ".index", ".data-00000-of-00001", ".json"}
 
 
 def test_operations_sees_what_runs_python():

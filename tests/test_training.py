@@ -54,7 +54,8 @@ def some_data() -> data.Data:
         return data.Split((noise + 70 * labels[:, None, None, None]).astype(np.uint8), labels)
 
     spec = data.DataSpec("noise", SHAPE, CLASSES, "crop_flip", (120.0,), (60.0,))
-    return data.Data(spec, split(8 * STEPS_PER_EPOCH + 2), split(7), split(5))
+    names = [str(label) for label in range(CLASSES)]
+    return data.Data(spec, split(8 * STEPS_PER_EPOCH + 2), split(7), split(5), names)
 
 
 DATA = some_data()
@@ -139,7 +140,7 @@ def linear_trainer(run_dir, config, recipe, model=None, pruner=None) -> Trainer:
         data.Split(split.images[:, :2, :2], split.labels) for split in (DATA.train, DATA.validation)
     ]
     spec = dataclasses.replace(DATA.spec, image_shape=(2, 2, 1), augment="none")
-    source = data.Data(spec, *small, small[1])
+    source = data.Data(spec, *small, small[1], DATA.class_names)
     objective = CrossEntropy(model, config)
     return Trainer(config, recipe, model, objective, source, stage_folder(run_dir, "train_ann"), pruner)
 
