@@ -159,6 +159,11 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The compressed ANN as an SNN, thresholds calibrated."""
+    if config.activation_levels and not config.initial_membrane:
+        print(
+            f"{folder.stage}: warning: --activation_levels={config.activation_levels} round to the "
+            "nearest, neurons down; --initial_membrane=0.5 lets them round alike"
+        )
     compressed = model_of(config, configs.COMPRESS)
     batches = _calibration_batches(config, source)
     converted = conversion.convert(pruning.unwrap(compressed), config, batches)

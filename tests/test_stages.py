@@ -189,6 +189,13 @@ def test_convert_says_nothing_of_thresholds_that_are_not_trained(student, capsys
     assert "is below 0.001" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("membrane", "warned"), [(0.0, True), (0.5, False)])
+def test_convert_warns_of_levels_that_neurons_do_not_round_to(student, capsys, membrane, warned):
+    student(configs.CONVERT, activation_levels=3, initial_membrane=membrane)
+    line = "convert: warning: --activation_levels=3 round to the nearest, neurons down"
+    assert (line in capsys.readouterr().out) == warned
+
+
 def test_density_that_nothing_is_trained_at_is_warned_of(student, capsys):
     student(density_schedule="cubic", mask_update=0)
     assert "compress: warning: the density reaches 0.3 after the last step" in capsys.readouterr().out
