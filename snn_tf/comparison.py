@@ -13,7 +13,16 @@ from matplotlib import pyplot, rcsetup, ticker
 from snn_tf import files
 from snn_tf.errors import UserError, first_line
 from snn_tf.results import Group, read, seconds
-from snn_tf.tables import COMPRESSED, SNN, comparisons, devices, energies, microjoules, table
+from snn_tf.tables import (
+    COMPRESSED,
+    SNN,
+    comparisons,
+    devices,
+    energies,
+    microjoules,
+    table,
+    zeros_skipped,
+)
 
 _BRIEF = (
     "row",
@@ -43,7 +52,8 @@ is that of the dense ANN to the SNN, or, where it says so, to the compressed ANN
 dense network is another's only where their accuracies are equal: on another processor training gives
 another network, and differences between such rows include that. What stands under *masks* are values of
 `--method`, `--saliency`, `--density_schedule`, `--structure`, `--macs_exponent` and `--student_start`; β
-is `--attention`. The columns of the energy table are explained in `snn_tf/costs.py`.
+is `--attention`. The columns of the energy table are explained in `snn_tf/costs.py`. An ANN is charged
+for every tap, the zeros of its activations included, but in the table that says otherwise.
 """
 
 
@@ -59,7 +69,8 @@ def write(results: pathlib.Path) -> list[pathlib.Path]:
     rows = "## All rows\n\n" + table(groups)
     title = f"# Results: {results.resolve().name}"
     notes = "\n\n".join(note.strip() for note in (_shared(groups), _NOTES) if note)
-    parts = [title, notes, rows, comparisons(groups), energies(groups), pictures]
+    costs = (energies(groups), zeros_skipped(groups))
+    parts = [title, notes, rows, comparisons(groups), *costs, pictures]
     files.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
     paths = [results / f"accuracy_{name}.png" for name in plots]
     plot(groups, paths[0], "compression", lambda group: group.values(SNN, "compression"))

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 
 from snn_tf.config import PUBLISHED_SCHEDULES, Config
 from snn_tf.costs import ENERGY
+from snn_tf.errors import UserError
 from snn_tf.results import Difference, Group, dense_counterpart, difference, same_but_for_masks
 
 ENERGY_MODEL = "fp32_45nm"
+# The variant that charges an SNN as `zeros_skipped` charges an ANN.
+_NEUROBENCH = "image_every_step_pooled_as_macs"
 SNN, DENSE, COMPRESSED = "trained_snn", "dense_ann", "compressed_ann"
 
 
@@ -93,6 +96,36 @@ def energies(groups: Sequence[Group]) -> str:
     updated = f"padded, default, {ENERGY_MODEL}, with neuron updates"
     columns[updated] = lambda group: _times_less(group, _updated_energies(group))
     return "## Energy of the dense ANN over that of the SNN\n\n" + _markdown(columns, groups)
+
+
+def zeros_skipped(groups: Sequence[Group]) -> str:
+    """Energy where the zeros of an ANN's activations cost nothing either, as an SNN's silence does not.
+
+    Groups whose records do not count them are left out; without any, the result is empty.
+    """
+    counted = [group for group in groups if _counts_zeros(group)]
+    if not counted:
+        return ""
+
+    def share(which: str, group: Group) -> str:
+        whole = _energies(group, which)
+        parts = zip(_skipping(group, which), whole, strict=True)
+        return _shown([part / all_of_it for part, all_of_it in parts], "{:.2f}")
+
+    columns: dict[str, Callable[[Group], str]] = {
+        "row": lambda group: f"`{group.name}`",
+        "share left, dense ANN": functools.partial(share, DENSE),
+        "share left, compressed ANN": functools.partial(share, COMPRESSED),
+        "dense ANN over SNN": lambda g: _quotients(_skipping(g, DENSE), _energies(g, SNN)),
+        "compressed ANN over SNN": lambda g: _quotients(_skipping(g, COMPRESSED), _energies(g, SNN)),
+        "compressed ANN over SNN, NeuroBench's count": lambda g: _quotients(
+            _skipping(g, COMPRESSED), _variant_energies(g, SNN, "padded", _NEUROBENCH, ENERGY_MODEL)
+        ),
+        "compressed ANN over SNN, no zeros skipped": lambda g: _quotients(
+            _energies(g, COMPRESSED), _energies(g, SNN)
+        ),
+    }
+    return "## Energy where the zeros of an ANN cost nothing either\n\n" + _markdown(columns, counted)
 
 
 def masks_of(group: Group) -> str:
@@ -183,11 +216,29 @@ def _times_less(group: Group, energies: Sequence[float]) -> str:
 def _ratio_shown(key: tuple[str, str, str], group: Group) -> str:
     """The same over the SNN's, in a convention, a variant of it and an energy model."""
     convention, variant, model = key
-    dense, spiking = (
-        group.values(which, "conventions", convention, "variants", variant_of, "energy_pj", model)
-        for which, variant_of in ((DENSE, "default"), (SNN, variant))
+    return _quotients(
+        _variant_energies(group, DENSE, convention, "default", model),
+        _variant_energies(group, SNN, convention, variant, model),
     )
-    return _quotients(dense, spiking)
+
+
+def _variant_energies(
+    group: Group, which: str, convention: str, variant: str, model: str
+) -> list[float]:
+    return group.values(which, "conventions", convention, "variants", variant, "energy_pj", model)
+
+
+def _skipping(group: Group, which: str) -> list[float]:
+    """Energies of an ANN whose zeros cost nothing."""
+    return _variant_energies(group, which, "padded", "zeros_skipped", ENERGY_MODEL)
+
+
+def _counts_zeros(group: Group) -> bool:
+    """Whether the records are of a version that counts the zeros of an ANN's activations."""
+    try:
+        return all(_skipping(group, which) for which in (DENSE, COMPRESSED))
+    except UserError:
+        return False
 
 
 def _quotients(ones: Sequence[float], others: Sequence[float]) -> str:
