@@ -242,6 +242,10 @@ class Config:
         "auto", "Type of convolutions and matrix products; membranes, loss and optimizer stay float32. "
         "auto: mixed_bfloat16 where the hardware multiplies it (AVX-512, AMX, Ampere).",
         "Execution", STAGES, choices=("auto", "float32", "mixed_bfloat16"))
+    export_precision: str = setting(
+        "as_trained", "Type that the exported network computes in. as_trained: as --precision says; "
+        "TensorFlow Lite and most other processors want float32.", "Execution", (EXPORT,),
+        choices=("as_trained", "float32"))
     lif: str = setting(
         "auto", "Implementation of the neuron. native: one C++ operation, for CPUs; fused: TensorFlow "
         "with its own gradient; rnn: the Keras RNN. auto: native on a CPU with a compiler, else fused.",

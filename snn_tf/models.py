@@ -6,6 +6,7 @@ the first neuron to the read-out (see `snn_tf.layers`).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -274,14 +275,25 @@ def respiking(snn: keras.Model, config: Config) -> keras.Model:
         "initial_membrane": config.initial_membrane,
     }
 
+    return _changed(snn, changes)
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """A plain model with the same weights, whose every layer computes in float32."""
+    return _changed(model, {"dtype": "float32"})
+
+
+def _changed(model: keras.Model, changes: Mapping[str, Any]) -> keras.Model:
+    """A copy with the same weights and other settings of those layers that have them."""
+
     def changed(layer):
         settings = layer.get_config()
         return type(layer).from_config(
             {name: changes.get(name, value) for name, value in settings.items()}
         )
 
-    copy = keras.models.clone_model(snn, clone_function=changed)
-    copy.set_weights(snn.get_weights())
+    copy = keras.models.clone_model(model, clone_function=changed)
+    copy.set_weights(model.get_weights())
     return copy
 
 

@@ -215,8 +215,10 @@ def evaluate(config: Config, source: data.Data, folder: StageFolder) -> Facts:
 
 
 def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
-    """The SNN as a SavedModel, reloaded and compared."""
-    model = model_of(config, configs.TRAIN_SNN)
+    """The SNN as a SavedModel, reloaded and compared; in `--export_precision`."""
+    model = pruning.unwrap(model_of(config, configs.TRAIN_SNN))
+    if config.export_precision == "float32":
+        model = models.in_float32(model)
     target = folder.path / "saved_model"
     with replacing_folder(target) as beside:
         exported = export.save(model, beside, source.class_names)
@@ -224,7 +226,7 @@ def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
         agreement = export.check(exported, beside, images)
     with tempfile.TemporaryDirectory() as scratch:
         dense = pathlib.Path(scratch) / "saved_model"
-        export.save(meta_model(config, source.spec), dense, source.class_names)
+        export.save(model_of(config, configs.TRAIN_ANN), dense, source.class_names)
         dense_sizes = export.sizes(dense)
     accuracy = stage_folder(config, configs.TRAIN_SNN).record()["validation_accuracy"]
     return {

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from run_folders import SETTINGS, config_of, contents, model_of, record
 from small_networks import clips_of, kernels, spec_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from snn_tf import config as configs
 from snn_tf import data, models, provenance, pruners, pruning, stages, training
@@ -238,6 +240,30 @@ def test_resnet12_runs_through_at_one_time_step(tmp_path, structure, batch_norm)
     assert 0 < facts["spikes_per_neuron"] < 1 and facts["density"] <= 0.5
     assert facts["acs"] <= facts["dense_ann"]["macs"] and facts["macs"] < facts["dense_ann"]["macs"]
     assert record(tmp_path, configs.EXPORT)["export_agreement"] == 1.0
+
+
+def computes_in_bfloat16(saved_model: Path) -> bool:
+    """Whether any operation of an export has that type."""
+    (meta,) = SavedModel.FromString((saved_model / "saved_model.pb").read_bytes()).meta_graphs
+    functions = meta.graph_def.library.function
+    nodes = [*meta.graph_def.node, *(node for function in functions for node in function.node_def)]
+    types = {attribute.type for node in nodes for attribute in node.attr.values()}
+    return tf.bfloat16.as_datatype_enum in types
+
+
+def test_export_is_in_float32_if_asked_whatever_the_training_was_in(tmp_path):
+    settings = {"precision": "mixed_bfloat16"}
+    stages.run(config_of(tmp_path, **settings))
+    folder = tmp_path / configs.EXPORT / "saved_model"
+    assert computes_in_bfloat16(folder)
+    settings |= {"export_precision": "float32", "overwrite": True}
+    config = config_of(tmp_path, configs.EXPORT, **settings)
+    stages.run(config)
+    assert not computes_in_bfloat16(folder)
+    images = data.load(config).test.images[:64]
+    network = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    model = models.in_float32(pruning.unwrap(model_of(tmp_path, configs.TRAIN_SNN)))
+    np.testing.assert_allclose(network(images=tf.constant(images))["logits"], model(images), atol=1e-4)
 
 
 def test_train_snn_follows_the_compressed_ann_and_saves_spikes(tmp_path, student):
