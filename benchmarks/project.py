@@ -11,7 +11,7 @@ import tf_keras as keras
 from absl import app, flags
 
 import measure
-from snn_tf import cli, data, execution, models, pruners, pruning, surgery
+from snn_tf import cli, copies, data, execution, models, pruners, pruning, surgery
 from snn_tf.config import COMPRESS, TRAIN_ANN, TRAIN_SNN, Config
 from snn_tf.errors import UserError
 from snn_tf.folding import fold
@@ -112,7 +112,7 @@ def snn(config: Config) -> keras.Model:
     masks = pruning.masks(pruner.model)
     if isinstance(pruner, pruners.ChannelPruner):
         ann, masks = surgery.remove_channels(ann, pruner.channels()), None
-    model = pruning.wrap(models.spiking(fold(ann), config), masks)
+    model = pruning.wrap(copies.spiking(fold(ann), config), masks)
     return use_implementation(model, config.lif)
 
 

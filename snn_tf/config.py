@@ -244,7 +244,7 @@ class Config:
         "Execution", STAGES, choices=("auto", "float32", "mixed_bfloat16"))
     export_precision: str = setting(
         "as_trained", "Type that the exported network computes in. as_trained: as --precision says; "
-        "TensorFlow Lite and most other processors want float32.", "Execution", (EXPORT,),
+        "TensorFlow Lite and processors without bfloat16 want float32.", "Execution", (EXPORT,),
         choices=("as_trained", "float32"))
     lif: str = setting(
         "auto", "Implementation of the neuron. native: one C++ operation, for CPUs; fused: TensorFlow "

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from snn_tf import models
+from snn_tf import copies
 from snn_tf.config import Config
 from snn_tf.errors import UserError
 from snn_tf.folding import fold
@@ -60,8 +60,8 @@ def convert(ann: keras.Model, config: Config, batches: Sequence[np.ndarray]) -> 
     ann = fold(ann)
     calibration = _Calibration(ann, config, batches)
     scales = calibration.run()
-    snn = models.spiking(ann, config)
-    models.copy_weights(calibration.snn, snn)
+    snn = copies.spiking(ann, config)
+    copies.copy_weights(calibration.snn, snn)
     if not calibration.clips:
         for layer in Graph.of(snn).select(is_neuron).values():
             layer.cell.v_th.assign(config.v_th_scale * layer.cell.v_th)
@@ -77,7 +77,7 @@ def _equalise(snn: Graph, rms: float) -> None:
     and those without a weight other than 0, stay as they are.
     """
     for name, layer in snn.select(is_neuron).items():
-        drivers = models.drivers(snn, name)
+        drivers = copies.drivers(snn, name)
         if not all(map(is_synapse, drivers)):
             continue
         kernels = [driver.kernel for driver in drivers]
@@ -97,7 +97,7 @@ class _Calibration:
     def __init__(self, ann: keras.Model, config: Config, batches: Sequence[np.ndarray]):
         self.config = config
         self.ann = Graph.of(ann)
-        self.snn = models.spiking(ann, config, timesteps=config.calibration_timesteps)
+        self.snn = copies.spiking(ann, config, timesteps=config.calibration_timesteps)
         self.graph = Graph.of(self.snn)
         self.inputs = {name: layer.input for name, layer in self.graph.select(is_neuron).items()}
         self.outputs = {name: layer.output for name, layer in self.graph.select(is_source).items()}
@@ -149,7 +149,7 @@ class _Calibration:
 
     def _set_bias_current(self, name: str, scale: float) -> None:
         """Σ b / s_in over the ANN's synapses before a layer of neurons, where they have biases."""
-        biases = [s.bias for s in models.driving_synapses(self.ann, name) if s.use_bias]
+        biases = [s.bias for s in copies.driving_synapses(self.ann, name) if s.use_bias]
         if biases:
             self.graph.layers[name].bias_current.assign(tf.add_n(biases) / scale)
 

@@ -23,7 +23,8 @@ class Evaluation:
       confusion: [classes, classes] counts, true class by row.
       correct: [num_examples] booleans in the split's order.
       timesteps: T; 1 for an ANN.
-      activities: input of each synapse layer that does not read the image, by layer name.
+      activities: input of each synapse layer that does not read the image, by layer name; empty unless
+        measured.
       spikes: spikes per image summed over neurons and T, by neuron layer; empty for an ANN.
       neurons: neurons by neuron layer.
     """
@@ -66,9 +67,15 @@ def predictor(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 class Evaluator:
-    """Runs one model over data; compiled once for all its calls."""
+    """Runs one model over data; compiled once for all its calls.
 
-    def __init__(self, model: keras.Model, batch_size: int):
+    Args:
+      model: an ANN or an SNN, plain or wrapped.
+      batch_size: images at a time.
+      activities: whether to measure what synapses receive as well, which no validation needs.
+    """
+
+    def __init__(self, model: keras.Model, batch_size: int, activities: bool = False):
         self.model = model
         self.batch_size = batch_size
         graph = Graph.of(model)
@@ -76,7 +83,7 @@ class Evaluator:
         self._driven = {
             name: layer
             for name, layer in graph.select(is_synapse).items()
-            if _carries(graph, name) != "image"
+            if activities and _carries(graph, name) != "image"
         }
         inputs = {name: layer.input for name, layer in self._driven.items()}
         spikes = {name: layer.output for name, layer in self._neurons.items() if is_spiking(model)}
@@ -92,7 +99,7 @@ class Evaluator:
         return logits, totals, nonzero, counts
 
     def evaluate(self, split: data.Split) -> Evaluation:
-        """Accuracy and activity on a split."""
+        """Accuracy and, if it is measured, activity on a split."""
         classes = self.model.output_shape[-1]
         confusion = np.zeros((classes, classes), np.int64)
         correct: list[np.ndarray] = []

@@ -14,10 +14,10 @@ import tf_keras as keras
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_impl import Pruning
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
+from snn_tf.copies import copy_weights
 from snn_tf.errors import check_choice
 from snn_tf.graph import Graph, inner, is_synapse
 from snn_tf.layers import Conv2D
-from snn_tf.models import copy_weights
 
 Masks = Mapping[str, np.ndarray]
 

@@ -31,13 +31,14 @@ import tf_keras as keras
 from snn_tf import config as configs
 from snn_tf import (
     conversion,
-    costs,
+    copies,
     data,
     evaluation,
     execution,
     export,
     health,
     interruption,
+    measurements,
     models,
     pruners,
     pruning,
@@ -48,11 +49,10 @@ from snn_tf import (
 from snn_tf.config import Config
 from snn_tf.errors import UserError
 from snn_tf.files import replacing, replacing_folder
-from snn_tf.graph import Graph, is_neuron, neuron_parameters
+from snn_tf.graph import neuron_parameters
 from snn_tf.initialisation import initialise
 from snn_tf.layers import LEAST, use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
-from snn_tf.operations import Synapses
 from snn_tf.provenance import commit
 from snn_tf.runs import StageFolder, check_data
 from snn_tf.update import Recipe
@@ -121,7 +121,7 @@ def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     trainer = training.Trainer(config, recipe, model, CrossEntropy(model, config), source, folder)
     result = trainer.run()
     folder.save_model(model)
-    return _trained(trainer, result) | _counts(model)
+    return _trained(trainer, result) | measurements.of_weights(model)
 
 
 def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
@@ -130,7 +130,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     if config.method == "dense":
         folder.save_model(pruning.wrap(teacher))
         result = evaluation.Evaluator(teacher, config.batch_size).evaluate(source.validation)
-        return {"validation_accuracy": result.accuracy} | _counts(teacher)
+        return {"validation_accuracy": result.accuracy} | measurements.of_weights(teacher)
     teacher.trainable = False
     neuron = "quantised_relu" if config.activation_levels else "relu"
     student = models.build(config, neuron, source.spec)
@@ -141,7 +141,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     seed = config.stage_seed(folder.stage)
     densities = pruner.start(seed)
     if config.student_start == "meta_model":
-        models.copy_weights(teacher, pruner.model)
+        copies.copy_weights(teacher, pruner.model)
     else:
         initialise(pruner.model, seed, densities)
     pruning.project(pruner.model)
@@ -154,7 +154,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     if isinstance(pruner, pruners.ChannelPruner):
         model = pruning.wrap(surgery.remove_channels(pruning.unwrap(model), pruner.channels()))
     folder.save_model(model)
-    return _trained(trainer, result) | _counts(model, teacher)
+    return _trained(trainer, result) | measurements.of_weights(model, teacher)
 
 
 def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
@@ -174,7 +174,8 @@ def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     for warning in (*health.firing(result.spike_rates()).values(), *low):
         print(f"{folder.stage}: warning: {warning}")
     folder.save_model(model)
-    return {"validation_accuracy": result.accuracy, "scales": converted.scales} | _neurons(model, result)
+    facts = {"validation_accuracy": result.accuracy, "scales": converted.scales}
+    return facts | measurements.of_neurons(model, result)
 
 
 def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
@@ -190,7 +191,7 @@ def train_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     if any((before[name] != mask).any() for name, mask in pruning.masks(model).items()):
         raise UserError(f"{folder.stage}: masks changed in training")
     folder.save_model(model)
-    return _trained(trainer, result) | _neurons(model, result)
+    return _trained(trainer, result) | measurements.of_neurons(model, result)
 
 
 def evaluate(config: Config, source: data.Data, folder: StageFolder) -> Facts:
@@ -199,7 +200,7 @@ def evaluate(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     original = evaluation.synapses(dense)
 
     def measured(stage: str) -> Facts:
-        return _measured(model_of(config, stage), source, config.batch_size, original)
+        return measurements.of_test(model_of(config, stage), source, config.batch_size, original)
 
     snn = measured(configs.TRAIN_SNN)
     facts = snn | {
@@ -218,7 +219,7 @@ def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The SNN as a SavedModel, reloaded and compared; in `--export_precision`."""
     model = pruning.unwrap(model_of(config, configs.TRAIN_SNN))
     if config.export_precision == "float32":
-        model = models.in_float32(model)
+        model = copies.in_float32(model)
     target = folder.path / "saved_model"
     with replacing_folder(target) as beside:
         exported = export.save(model, beside, source.class_names)
@@ -259,48 +260,6 @@ def _trained(trainer: training.Trainer, result: evaluation.Evaluation) -> Facts:
         "steps": trainer.total_steps,
         "skipped_steps": int(trainer.update.skipped),
         "seconds": float(trainer.seconds),
-    }
-
-
-def _counts(model: keras.Model, original: keras.Model | None = None) -> Facts:
-    """Weights, MACs and densities of an ANN, in all and per layer, against the uncut network."""
-    dense = evaluation.synapses(original) if original else None
-    return costs.ann_costs(evaluation.synapses(model), dense=dense)
-
-
-def _measured(model: keras.Model, source: data.Data, batch_size: int, original: list[Synapses]) -> Facts:
-    """Accuracy on the test split, activity and costs of one network."""
-    result = evaluation.Evaluator(model, batch_size).evaluate(source.test)
-    layers = evaluation.synapses(model)
-    facts = {
-        "test_accuracy": result.accuracy,
-        "num_examples": result.num_examples,
-        "confusion": result.confusion.tolist(),
-        "correct": np.packbits(result.correct).tobytes().hex(),
-    }
-    if not evaluation.is_spiking(model):
-        return facts | costs.ann_costs(layers, dense=original, activities=result.activities)
-    neurons = sum(result.neurons.values())
-    counted = costs.snn_costs(layers, result.activities, result.timesteps, neurons, dense=original)
-    return facts | {"timesteps": result.timesteps} | counted | _neurons(model, result)
-
-
-def _neurons(model: keras.Model, result: evaluation.Evaluation) -> Facts:
-    """Activity and parameters of an SNN's neurons, in all and per layer."""
-    rates = result.spike_rates()
-    return {
-        "spikes_per_neuron": result.spikes_per_neuron(),
-        "neurons": [
-            {
-                "name": name,
-                "neurons": result.neurons[name],
-                "spikes_per_neuron": result.spikes[name] / result.neurons[name],
-                "spike_rate": rates[name],
-                "v_th": float(layer.cell.v_th),
-                "leak": float(layer.cell.leak),
-            }
-            for name, layer in Graph.of(model).select(is_neuron).items()
-        ],
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tf_keras as keras
 
 from snn_tf import config as configs
-from snn_tf import models, pruning
+from snn_tf import copies, models, pruning
 from snn_tf.config import Config
 from snn_tf.contradictions import same_folder
 from snn_tf.data import DataSpec
@@ -109,7 +109,7 @@ def untrained_snn(config: Config, spec: DataSpec) -> keras.Model:
     _check_settings(flag, folder, config, _of_snn_start(config))
     trained = folder.load_model()
     _check_fits(flag, trained, config, spec)
-    model = models.respiking(pruning.unwrap(trained), config)
+    model = copies.respiking(pruning.unwrap(trained), config)
     return use_implementation(pruning.wrap(model, pruning.masks(trained)), config.lif)
 
 

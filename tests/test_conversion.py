@@ -10,7 +10,7 @@ import tf_keras as keras
 from small_networks import scramble
 from spiking_oracle import Flatten, Neurons, Pool, Synapses
 
-from snn_tf import conversion, models
+from snn_tf import conversion, copies, models
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.errors import UserError
@@ -288,7 +288,7 @@ def quantised(ann, levels, share):
         return type(layer).from_config(layer.get_config())
 
     copy = keras.models.clone_model(ann, clone_function=layer_of)
-    models.copy_weights(ann, copy)
+    copies.copy_weights(ann, copy)
     largest = {name: np.abs(values).max() for name, values in traced(ann, images(3)).items()}
     for layer in copy.layers:
         if isinstance(layer, QuantisedReLU):

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from spiking_oracle import Count, Flatten, Neurons, Pool, Synapses, run
 
-from snn_tf import costs, evaluation, models, operations, pruning
+from snn_tf import copies, costs, evaluation, models, operations, pruning
 from snn_tf.config import Config
 from snn_tf.data import DataSpec, Split
 from snn_tf.graph import inner
@@ -58,7 +58,7 @@ def ann():
 
 def spiking(timesteps=T, v_th=0.5, leak=0.5):
     """The SNN of `ann`, wrapped, with random masks."""
-    model = models.spiking(ann(), Config(timesteps=timesteps))
+    model = copies.spiking(ann(), Config(timesteps=timesteps))
     for layer in model.layers:
         if isinstance(layer, LIF):
             layer.cell.v_th.assign(v_th)
@@ -112,7 +112,9 @@ def case():
     model, examples, counts = spiking(), split(), {}
     images = examples.images.astype(np.float64) / 64 - 1
     walks = [run(chain_of(model), image, T, counts) for image in images]
-    return Case(model, evaluation.Evaluator(model, BATCH).evaluate(examples), walks, counts)
+    return Case(
+        model, evaluation.Evaluator(model, BATCH, activities=True).evaluate(examples), walks, counts
+    )
 
 
 # --- what is counted
@@ -121,7 +123,7 @@ def case():
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 8, 100])
 def test_every_example_is_counted_once_whatever_the_batch(batch_size, case):
     examples = split()
-    result = evaluation.Evaluator(case.model, batch_size).evaluate(examples)
+    result = evaluation.Evaluator(case.model, batch_size, activities=True).evaluate(examples)
     assert result.num_examples == EXAMPLES
     np.testing.assert_array_equal(
         result.confusion.sum(axis=1), np.bincount(examples.labels, minlength=3)
@@ -211,7 +213,7 @@ def test_every_neuron_firing_at_every_step_costs_timesteps_times_macs():
             if variable.shape.rank > 1:
                 variable.assign(abs(variable) + 1 / 16)
     examples = Split(np.full((2, *SHAPE), 200, np.uint8), np.zeros(2, np.int32))
-    result = evaluation.Evaluator(model, 2).evaluate(examples)
+    result = evaluation.Evaluator(model, 2, activities=True).evaluate(examples)
     assert set(result.spike_rates().values()) == {1.0}
     layers = evaluation.synapses(model)
     record = costs.snn_costs(layers, result.activities, T, 1)
@@ -224,7 +226,7 @@ def test_every_neuron_firing_at_every_step_costs_timesteps_times_macs():
 
 def test_network_that_never_fires_costs_its_image_alone():
     model = spiking(v_th=1e6)
-    result = evaluation.Evaluator(model, BATCH).evaluate(split())
+    result = evaluation.Evaluator(model, BATCH, activities=True).evaluate(split())
     assert set(result.spikes.values()) == {0.0} and result.spikes_per_neuron() == 0.0
     record = costs.snn_costs(evaluation.synapses(model), result.activities, T, 1)
     for convention, name in itertools.product(operations.CONVENTIONS, ("default", "pooled_as_macs")):
@@ -239,14 +241,14 @@ def test_network_that_never_fires_costs_its_image_alone():
 def test_snn_of_one_step_counts_as_an_snn():
     model = spiking(timesteps=1)
     assert evaluation.is_spiking(model) and evaluation.timesteps_of(model) == 1
-    result = evaluation.Evaluator(model, BATCH).evaluate(split())
+    result = evaluation.Evaluator(model, BATCH, activities=True).evaluate(split())
     assert set(result.activities) == set(SOURCES) - {"conv1"}
     assert result.timesteps == 1 and result.spikes["conv1_neuron"] > 0
 
 
 def test_ann_has_accuracy_and_activity_but_no_spikes():
     model, examples = ann(), split()
-    result = evaluation.Evaluator(model, BATCH).evaluate(examples)
+    result = evaluation.Evaluator(model, BATCH, activities=True).evaluate(examples)
     guesses = model(examples.images).numpy().argmax(axis=1)
     assert result.accuracy == np.mean(guesses == examples.labels)
     assert (result.timesteps, result.spikes) == (1, {})
@@ -260,7 +262,7 @@ def test_zeros_skipped_are_the_products_without_a_zero_of_the_mask_or_the_activa
     rng = np.random.default_rng(9)
     masks = {name: rng.random(mask.shape) < 0.6 for name, mask in pruning.masks(ann()).items()}
     model, examples = pruning.wrap(ann(), masks), split()
-    activities = evaluation.Evaluator(model, BATCH).evaluate(examples).activities
+    activities = evaluation.Evaluator(model, BATCH, activities=True).evaluate(examples).activities
     record = costs.ann_costs(evaluation.synapses(model), activities=activities)
     for row, (name, strides, padding, source) in zip(record["layers"], CONVOLUTIONS, strict=False):
         layer = next(layer for layer in model.layers if inner(layer).name == name)
@@ -277,8 +279,14 @@ def test_zeros_skipped_are_the_products_without_a_zero_of_the_mask_or_the_activa
         assert total["energy_pj"]["fp32_45nm"] == pytest.approx(4.6 * total["macs"])
 
 
+def test_activities_are_measured_only_if_asked_for(case):
+    result = evaluation.Evaluator(case.model, BATCH).evaluate(split())
+    assert not result.activities and result.spikes == case.result.spikes
+    np.testing.assert_array_equal(result.correct, case.result.correct)
+
+
 def test_wrapped_and_plain_models_evaluate_alike(case):
-    plain = evaluation.Evaluator(pruning.unwrap(case.model), BATCH).evaluate(split())
+    plain = evaluation.Evaluator(pruning.unwrap(case.model), BATCH, activities=True).evaluate(split())
     np.testing.assert_array_equal(plain.confusion, case.result.confusion)
     assert plain.spikes == case.result.spikes
 

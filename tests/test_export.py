@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow.core.protobuf import saved_model_pb2
 
-from snn_tf import evaluation, export, models, pruning
+from snn_tf import copies, evaluation, export, pruning
 from snn_tf.config import Config
 from snn_tf.data import Split
 from snn_tf.errors import UserError
@@ -38,7 +38,7 @@ def ann(seed=0):
 
 def snn(seed=0):
     """Wrapped, half of its weights masked."""
-    model = models.spiking(ann(seed), Config(timesteps=T))
+    model = copies.spiking(ann(seed), Config(timesteps=T))
     for layer in model.layers:
         if isinstance(layer, LIF):
             layer.cell.v_th.assign(0.7)
@@ -109,7 +109,7 @@ def test_names_of_classes_go_along_wherever_the_folder_goes(saved, tmp_path):
 
 
 def test_snn_of_one_step_reports_its_spikes_and_an_ann_none(tmp_path):
-    one_step = models.spiking(ann(), Config(timesteps=1))
+    one_step = copies.spiking(ann(), Config(timesteps=1))
     for name, model, some in (("snn", one_step, True), ("ann", ann(), False)):
         exported = export.save(model, tmp_path / name, CLASSES)
         outputs = exported.serve(tf.constant(images(3)))

@@ -9,7 +9,7 @@ import tensorflow as tf
 from neuron_oracle import grid_currents, lif
 from small_networks import build, initialised, some_images
 
-from snn_tf import execution, models, provenance, pruners, pruning
+from snn_tf import copies, execution, provenance, pruners, pruning
 from snn_tf.config import Config
 from snn_tf.graph import Graph, is_neuron
 from snn_tf.initialisation import initialise
@@ -59,7 +59,7 @@ def guided(config: Config) -> Update:
 
 
 def snn(config: Config) -> Update:
-    plain = models.spiking(initialised(config.network, 1, width=config.width, head=config.head), config)
+    plain = copies.spiking(initialised(config.network, 1, width=config.width, head=config.head), config)
     for layer in Graph.of(plain).select(is_neuron).values():
         layer.cell.v_th.assign(0.4)
         layer.cell.leak.assign(0.9)

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 from small_networks import build, initialised
 
-from snn_tf import model_files, models, pruning
+from snn_tf import copies, model_files, pruning
 from snn_tf.config import Config
 from snn_tf.errors import UserError
 from snn_tf.initialisation import initialise
@@ -70,7 +70,7 @@ def test_every_kind_of_network_is_read(tmp_path, network, batch_norm, neuron):
     model = build(network, "relu" if neuron == "lif" else neuron, **settings)
     initialise(model, 1)
     if neuron == "lif":
-        model = models.spiking(model, Config(timesteps=2, bias_current=True))
+        model = copies.spiking(model, Config(timesteps=2, bias_current=True))
     made = pruning.wrap(model)
     made.save(tmp_path / "model.keras")
     loaded = model_files.load(tmp_path / "model.keras")
@@ -80,7 +80,7 @@ def test_every_kind_of_network_is_read(tmp_path, network, batch_norm, neuron):
 
 def test_network_is_read_where_nothing_else_of_the_package_was_imported(tmp_path):
     path = tmp_path / "model.keras"
-    pruning.wrap(models.spiking(initialised("vgg5", width=0.1), Config())).save(path)
+    pruning.wrap(copies.spiking(initialised("vgg5", width=0.1), Config())).save(path)
     program = "import pathlib, sys; from snn_tf.model_files import load; load(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", program, path], check=True, cwd=ROOT)
 

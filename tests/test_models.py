@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from small_networks import build, initialised, kernels, output_shapes, some_images, spec_of, weights_of
 
-from snn_tf import costs, evaluation, models
+from snn_tf import copies, costs, evaluation, models
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.folding import fold
@@ -296,7 +296,7 @@ def test_precision_is_that_of_the_products_and_never_of_weights_and_logits():
 def test_snn_has_graph_names_and_kernels_of_the_ann(network):
     settings = {"image_shape": (16, 16, 3), "width": 0.05, "timesteps": 2}
     ann = build(network, **settings)
-    snn = models.spiking(ann, Config(network=network, timesteps=2))
+    snn = copies.spiking(ann, Config(network=network, timesteps=2))
     ann_graph, snn_graph = Graph.of(ann), Graph.of(snn)
     assert list(ann_graph.layers) == list(snn_graph.layers)
     assert ann_graph.inputs == snn_graph.inputs
@@ -315,7 +315,7 @@ def test_ann_of_quantised_activations_has_the_graph_of_that_with_relu(network):
     neurons = Graph.of(quantised).select(is_neuron)
     assert neurons.keys() == Graph.of(plain).select(is_neuron).keys()
     assert {layer.levels for layer in neurons.values() if isinstance(layer, QuantisedReLU)} == {4}
-    snn = Graph.of(models.spiking(fold(quantised), Config(timesteps=2)))
+    snn = Graph.of(copies.spiking(fold(quantised), Config(timesteps=2)))
     assert all(isinstance(layer, LIF) for layer in snn.select(is_neuron).values())
 
 
@@ -327,7 +327,7 @@ def test_snn_is_built_by_its_name():
 
 def test_snn_starts_with_the_anns_weights_leak_1_and_v_th_1():
     ann = initialised("resnet12", image_shape=(8, 8, 1), width=0.1)
-    snn = models.spiking(ann, Config(network="resnet12"))
+    snn = copies.spiking(ann, Config(network="resnet12"))
     ours = kernels(snn)
     assert all(
         kernel.any() and np.array_equal(ours[name], kernel) for name, kernel in kernels(ann).items()
@@ -363,7 +363,7 @@ def test_snn_settings_reach_neurons_dropout_and_read_out():
     )
     ann = build("vgg5", image_shape=(4, 4, 1), width=0.1)
     for timesteps, expected in ((None, 3), (6, 6)):
-        snn = models.spiking(ann, config, timesteps)
+        snn = copies.spiking(ann, config, timesteps)
         timed = [layer for layer in snn.layers if isinstance(layer, LIF | Dropout | ReadOut)]
         assert len(timed) == 5 + 3 + 1
         assert {layer.timesteps for layer in timed} == {expected}
@@ -376,7 +376,7 @@ def test_snn_settings_reach_neurons_dropout_and_read_out():
 
 def test_snn_keeps_its_dropout_mask_over_time():
     ann = initialised("vgg5", image_shape=(4, 4, 1), width=0.1, head="linear")
-    snn = models.spiking(ann, Config(network="vgg5", timesteps=3))
+    snn = copies.spiking(ann, Config(network="vgg5", timesteps=3))
     dropout = snn.get_layer("conv2_dropout")
     with dropout_seed(tf.constant([1, 2])):
         kept = dropout(tf.ones([6, 2, 2, 16]), training=True).numpy().reshape(3, 2, -1)
@@ -390,7 +390,7 @@ def test_neuron_behind_image_and_spikes_is_refused():
     both = keras.layers.ReLU(name="second")(keras.layers.Add()([spikes, image]))
     logits = keras.layers.Dense(2)(keras.layers.Flatten()(both))
     with pytest.raises(UsageError, match="layer second: the image and spikes are added"):
-        models.spiking(keras.Model(image, logits), Config())
+        copies.spiking(keras.Model(image, logits), Config())
 
 
 # --- initialisation and attention
@@ -491,7 +491,7 @@ def test_copy_weights_goes_by_name_through_wrappers_and_spares_masks():
         for name, kernel in kernels(source).items()
     }
     target = wrap(build("vgg5", image_shape=(4, 4, 1), width=0.1), masks)
-    models.copy_weights(source, target)
+    copies.copy_weights(source, target)
     found = kernels(target)
     assert all(np.array_equal(found[name], kernel) for name, kernel in kernels(source).items())
     for wrapper in (layer for layer in target.layers if layer is not inner(layer)):

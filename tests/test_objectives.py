@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from snn_tf import models
+from snn_tf import copies, models
 from snn_tf.attention import attention_map
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
@@ -166,7 +166,7 @@ def test_guided_without_attention_leaves_the_other_terms_as_they_are(pruner, tea
 def test_guided_by_its_own_twin_has_no_distillation_and_no_attention(batch):
     pruner = make_student(changed(density=1.0))
     twin = make_teacher()
-    models.copy_weights(pruner.model, twin)
+    copies.copy_weights(pruner.model, twin)
     terms, _ = AttentionGuided(pruner, twin, CONFIG)(*batch)
     assert float(terms["cross_entropy"]) > 0.0
     for name in ("distillation", "attention"):
@@ -271,7 +271,7 @@ SPIKING = changed(timesteps=3, snn_distill=0.6, spike_penalty=0.5, temperature=2
 
 @pytest.fixture(scope="module")
 def snn(teacher):
-    model = models.spiking(teacher, SPIKING)
+    model = copies.spiking(teacher, SPIKING)
     for layer in model.layers:
         if hasattr(layer, "cell"):
             layer.cell.v_th.assign(0.5)

@@ -14,7 +14,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from small_networks import initialised, kernels, some_images, weights_of
 
-from snn_tf import channels, costs, evaluation, model_files, models, pruners, pruning, surgery
+from snn_tf import channels, copies, costs, evaluation, model_files, pruners, pruning, surgery
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner
@@ -152,7 +152,7 @@ def test_wrap_copies_and_leaves_the_original_alone():
 @pytest.mark.parametrize("neuron", ["relu", "lif"])
 def test_wrap_masks_the_weights(neuron):
     config = config_of(timesteps=3)
-    model = plain() if neuron == "relu" else models.spiking(plain(), config)
+    model = plain() if neuron == "relu" else copies.spiking(plain(), config)
     masks = random_masks(model)
     wrapped = pruning.wrap(model, masks)
     assert same(pruning.masks(wrapped), masks)
@@ -160,7 +160,7 @@ def test_wrap_masks_the_weights(neuron):
         kernels(wrapped), {name: kernel * masks[name] for name, kernel in kernels(model).items()}
     )
     by_hand = keras.models.clone_model(model)
-    models.copy_weights(wrapped, by_hand)
+    copies.copy_weights(wrapped, by_hand)
     np.testing.assert_array_equal(wrapped(IMAGES), by_hand(IMAGES))
 
 
@@ -241,7 +241,7 @@ def test_strip_pruning_gives_the_plain_network():
 def test_saved_model_comes_back_bit_for_bit(tmp_path, precision, neuron):
     model = plain(precision=precision)
     if neuron == "lif":
-        model = models.spiking(model, config_of(timesteps=3, precision=precision))
+        model = copies.spiking(model, config_of(timesteps=3, precision=precision))
     wrapped = pruning.wrap(model, random_masks(model))
     wrapped.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)

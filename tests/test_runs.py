@@ -14,7 +14,7 @@ import tf_keras as keras
 from absl import flags
 from run_folders import contents, one_line
 
-from snn_tf import cli, files, models, provenance, pruning, runs
+from snn_tf import cli, copies, files, provenance, pruning, runs
 from snn_tf import config as configs
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
@@ -287,7 +287,7 @@ def network():
     x = keras.layers.Flatten()(keras.layers.ReLU(name="neuron")(x))
     ann = keras.Model(image, ReadOut()(keras.layers.Dense(3, use_bias=False, name="logits")(x)))
     initialise(ann, 0)
-    snn = models.spiking(ann, Config(timesteps=3, bias_current=True, surrogate="arctan"))
+    snn = copies.spiking(ann, Config(timesteps=3, bias_current=True, surrogate="arctan"))
     snn.get_layer("neuron").cell.v_th.assign(0.25)
     snn.get_layer("neuron").cell.leak.assign(0.75)
     snn.get_layer("neuron").bias_current.assign([0.5, -0.5])

@@ -12,7 +12,7 @@ import tensorflow as tf
 from small_networks import initialised
 from tensorflow.core.protobuf import saved_model_pb2
 
-from snn_tf import export, models, pruning
+from snn_tf import copies, export, pruning
 from snn_tf.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +94,7 @@ def test_code_that_runs_in_another_process_makes_no_code_of_data():
 @pytest.fixture(scope="module")
 def network():
     ann = initialised("vgg5", width=0.125, head="linear")
-    return pruning.wrap(models.spiking(ann, Config(timesteps=2, lif="fused")))
+    return pruning.wrap(copies.spiking(ann, Config(timesteps=2, lif="fused")))
 
 
 def operations(graph) -> set[str]:

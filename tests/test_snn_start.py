@@ -8,7 +8,7 @@ import run_folders
 from run_folders import contents, model_of, one_line, record
 
 from snn_tf import config as configs
-from snn_tf import data, execution, models, pruning, stages, upstream
+from snn_tf import copies, data, execution, pruning, stages, upstream
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.evaluation import Evaluator
@@ -37,14 +37,14 @@ def neurons(model) -> dict:
 def test_respiking_at_the_same_t_is_the_same_network(first):
     trained = pruning.unwrap(model_of(first, configs.TRAIN_SNN))
     images = data.load(config_of(first)).validation.images[:16]
-    again = models.respiking(trained, config_of(first))
+    again = copies.respiking(trained, config_of(first))
     np.testing.assert_array_equal(again(images), trained(images))
 
 
 def test_respiking_changes_t_and_the_surrogate_and_no_number(first):
     trained = pruning.unwrap(model_of(first, configs.TRAIN_SNN))
     settings = {"timesteps": 7, "surrogate": "arctan", "surrogate_scale": 0.7, "initial_membrane": 0.5}
-    longer = models.respiking(trained, config_of(first, **settings))
+    longer = copies.respiking(trained, config_of(first, **settings))
     assert {layer.timesteps for layer in longer.layers if hasattr(layer, "timesteps")} == {7}
     for layer in neurons(longer).values():
         made = layer.get_config()
@@ -58,7 +58,7 @@ def test_longer_t_counts_the_spikes_of_the_shorter_one_and_more(first):
     trained = pruning.unwrap(model_of(first, configs.TRAIN_SNN))
     split = data.load(config_of(first)).validation
     counted = [
-        Evaluator(models.respiking(trained, config_of(first, timesteps=steps)), 128).evaluate(split)
+        Evaluator(copies.respiking(trained, config_of(first, timesteps=steps)), 128).evaluate(split)
         for steps in (2, 5)
     ]
     for name, spikes in counted[0].spikes.items():

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from snn_tf import config as configs
-from snn_tf import data, models, provenance, pruners, pruning, stages, training
+from snn_tf import copies, data, models, provenance, pruners, pruning, stages, training
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.graph import Graph, is_neuron, is_norm
@@ -262,7 +262,10 @@ def test_export_is_in_float32_if_asked_whatever_the_training_was_in(tmp_path):
     assert not computes_in_bfloat16(folder)
     images = data.load(config).test.images[:64]
     network = tf.saved_model.load(str(folder)).signatures["serving_default"]
-    model = models.in_float32(pruning.unwrap(model_of(tmp_path, configs.TRAIN_SNN)))
+    trained = pruning.unwrap(model_of(tmp_path, configs.TRAIN_SNN))
+    model = copies.in_float32(trained)
+    for weights, same in zip(trained.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(same, weights)
     np.testing.assert_allclose(network(images=tf.constant(images))["logits"], model(images), atol=1e-4)
 
 

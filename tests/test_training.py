@@ -12,7 +12,7 @@ import tf_keras as keras
 from small_networks import clips_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from snn_tf import data, models, pruners, pruning
+from snn_tf import copies, data, models, pruners, pruning
 from snn_tf.config import Config
 from snn_tf.errors import Interrupted, UserError
 from snn_tf.files import write_json
@@ -77,7 +77,7 @@ def random_masks(model: keras.Model) -> dict[str, np.ndarray]:
 
 def spiking(config: Config) -> keras.Model:
     """A wrapped SNN with masks, low thresholds and leaks below 1."""
-    plain = models.spiking(network(config), config)
+    plain = copies.spiking(network(config), config)
     for layer in Graph.of(plain).select(is_neuron).values():
         layer.cell.v_th.assign(0.4)
         layer.cell.leak.assign(0.9)
