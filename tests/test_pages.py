@@ -4,16 +4,17 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from snn_tf import comparison
 from snn_tf.results import read
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = ("ablation", "headline")
-README = (ROOT / "README.md").read_text()
+PAGES = {"ablation": ROOT / "docs" / "ablation.md", "headline": ROOT / "README.md"}
+README = PAGES["headline"].read_text()
 RECORDED = {
-    f"{study}/{group.name}": group for study in STUDIES for group in read(ROOT / "results" / study)
+    f"{study}/{group.name}": group for study in PAGES for group in read(ROOT / "results" / study)
 }
 OPENING = {
     "dense ANN": ("dense", "dense_ann"),
@@ -49,19 +50,38 @@ def test_readme_opens_with_the_density_and_steps_of_the_records():
             assert kept in opening
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", PAGES)
 def test_pages_are_what_report_writes(study, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "plot", lambda *arguments: None)
     results = shutil.copytree(ROOT / "results" / study, tmp_path / study)
     headers = shutil.copytree(ROOT / "flags" / study, tmp_path / "flags")
-    page = Path(shutil.copy(ROOT / "README.md", tmp_path))
+    page = Path(shutil.copy(PAGES[study], tmp_path))
     comparison.write(results)
     comparison.put_table(page, results)
     comparison.put_headers(headers, results)
-    assert page.read_text() == README
+    assert page.read_text() == PAGES[study].read_text()
     assert (results / "README.md").read_text() == (ROOT / "results" / study / "README.md").read_text()
     for written in headers.glob("*.flags"):
         assert written.read_text() == (ROOT / "flags" / study / written.name).read_text(), written.name
+
+
+def test_masks_beside_each_other_are_those_of_the_records():
+    """The README's table of VGG9: three seeds of every row."""
+    section = README.partition("### VGG9")[2].partition("###")[0]
+    expected, found = [], re.findall(r"^\| .* \| `.*$", section, re.MULTILINE)
+    for line in found:
+        label, name = re.match(r"\| (.*) \| `([^`]+)`", line).groups()
+        group = RECORDED[f"ablation/{name}"]
+        accuracies = [
+            100 * np.array(group.values(which, "test_accuracy"))
+            for which in ("compressed_ann", "trained_snn")
+        ]
+        shown = [f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" for values in accuracies]
+        kept = np.mean(group.values("compressed_ann", "mac_density"))
+        expected.append(f"| {label} | `{name}` | {shown[0]} | {shown[1]} | {kept:.3f} |")
+        assert len(group.rows) == 3
+    assert len(expected) > 5
+    assert found == expected
 
 
 def skipping_zeros(dense: dict, compressed: dict, snn: dict) -> list[str]:
