@@ -44,7 +44,7 @@ _OF_ALL = (
 _MARKS = rcsetup.cycler(marker=list("os^Dv*")) * matplotlib.rcParamsDefault["axes.prop_cycle"]
 _NOTES = """
 Written by `python -m snn_tf.report`; each row is a folder here with the records of its stages, and is
-made by the flagfile of its name. Accuracies are on the whole test split, read once, in %. Over three
+made by the flagfile of its name. Accuracies are on the whole test split, in %. Over three
 seeds or more: mean ± standard deviation. With fewer, a difference has the 95 % interval of the paired
 difference over the same test images. Differences are in points. Spikes per neuron are per image, over
 all time steps. Energy is per image (`fp32_45nm`), without memory and the neurons' own updates; its ratio
