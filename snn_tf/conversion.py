@@ -37,7 +37,8 @@ class Converted:
 
     Attributes:
       model: the SNN over `config.timesteps` steps, plain, calibrated thresholds multiplied by κ.
-      scales: s by layer name, at the unscaled thresholds.
+      scales: s by layer name, at thresholds before κ, and before `weight_rms` multiplies some layers'
+        weights, bias currents and thresholds alike, which leaves spikes as they are.
     """
 
     model: keras.Model

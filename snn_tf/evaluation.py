@@ -95,7 +95,7 @@ class Evaluator:
         logits, inputs, spikes = self._activity(images, training=False)
         totals = {name: _sum_over_time_and_images(x) for name, x in inputs.items()}
         nonzero = {name: _sum_over_time_and_images(tf.not_equal(x, 0)) for name, x in inputs.items()}
-        counts = {name: tf.reduce_sum(tf.cast(x, tf.float32)) for name, x in spikes.items()}
+        counts = {name: _sum(_sum_over_time_and_images(x)) for name, x in spikes.items()}
         return logits, totals, nonzero, counts
 
     def evaluate(self, split: data.Split) -> Evaluation:
@@ -126,6 +126,11 @@ class Evaluator:
 
 def _sum_over_time_and_images(x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(x, tf.float32), axis=0)
+
+
+def _sum(x: tf.Tensor) -> tf.Tensor:
+    """The sum in float64: spikes of a large layer in a batch are more than float32 can count."""
+    return tf.reduce_sum(tf.cast(x, tf.float64))
 
 
 def _carries(graph: Graph, name: str) -> operations.Source:

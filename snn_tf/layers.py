@@ -25,6 +25,7 @@ FIRST_CLIP = 3.0
 
 _register = keras.saving.register_keras_serializable("snn_tf")
 _seed: contextvars.ContextVar[tf.Tensor] = contextvars.ContextVar("dropout_seed")
+_price: contextvars.ContextVar[tf.Tensor | float] = contextvars.ContextVar("spike_price", default=0.0)
 
 
 @contextlib.contextmanager
@@ -35,6 +36,16 @@ def dropout_seed(seed: tf.Tensor) -> Iterator[None]:
         yield
     finally:
         _seed.reset(token)
+
+
+@contextlib.contextmanager
+def spike_price(price: tf.Tensor) -> Iterator[None]:
+    """Makes a spike of any `LIF` called inside cost `price`, a float32 scalar, in its gradient."""
+    token = _price.set(price)
+    try:
+        yield
+    finally:
+        _price.reset(token)
 
 
 def unfold_time(x: tf.Tensor, timesteps: int) -> tf.Tensor:
@@ -130,7 +141,8 @@ class LIFCell(keras.layers.Layer):
         """inputs: I[t], [B, ...]; states: [u[t−1]]. Returns o[t] and [u[t]]."""
         del training
         current = tf.cast(inputs, tf.float32)
-        spikes, membrane = lif_step(states[0], current, self.leak, self.v_th, self.surrogate)
+        parameters = self.leak, self.v_th, self.surrogate, _price.get()
+        spikes, membrane = lif_step(states[0], current, *parameters)
         return tf.cast(spikes, inputs.dtype), [membrane]
 
     def get_initial_state(self, inputs=None, batch_size=None, dtype=None):
@@ -228,7 +240,7 @@ class LIF(keras.layers.Layer):
         return [tf.convert_to_tensor(v, tf.float32) for v in (self.cell.leak, self.cell.v_th)]
 
     def _settings(self):
-        return self.timesteps, self.cell.surrogate, self.cell.initial_membrane
+        return self.timesteps, self.cell.surrogate, self.cell.initial_membrane, _price.get()
 
     def get_config(self):
         return {

@@ -26,7 +26,12 @@ _MOST_COMPILED_STEPS = 16
 
 
 def lif_step(
-    membrane: tf.Tensor, current: tf.Tensor, leak: tf.Tensor, v_th: tf.Tensor, surrogate: Surrogate
+    membrane: tf.Tensor,
+    current: tf.Tensor,
+    leak: tf.Tensor,
+    v_th: tf.Tensor,
+    surrogate: Surrogate,
+    price: tf.Tensor | float = 0.0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One time step, differentiable by autodiff.
 
@@ -35,20 +40,21 @@ def lif_step(
       current: I[t], same shape and type.
       leak, v_th: scalars.
       surrogate: stands for do/dz.
+      price: what a spike costs, a scalar that is added to dL/do.
 
     Returns:
       o[t] and u[t] after the reset, as `membrane`.
     """
     u = leak * membrane + current
-    spikes = _fire(u, v_th, surrogate)
+    spikes = _fire(u, v_th, surrogate, price)
     return spikes, u - v_th * tf.stop_gradient(spikes)
 
 
-def _fire(u: tf.Tensor, v_th: tf.Tensor, surrogate: Surrogate) -> tf.Tensor:
+def _fire(u: tf.Tensor, v_th: tf.Tensor, surrogate: Surrogate, price: tf.Tensor | float) -> tf.Tensor:
     @tf.custom_gradient
     def fire(u, v_th):
         def gradient(d_spikes):
-            d_z = d_spikes * surrogate.derivative(u / v_th - 1.0)
+            d_z = (d_spikes + price) * surrogate.derivative(u / v_th - 1.0)
             return d_z / v_th, -tf.reduce_sum(d_z * u) / tf.square(v_th)
 
         return tf.cast(u > v_th, u.dtype), gradient
@@ -63,6 +69,7 @@ def lif_scan(
     timesteps: int,
     surrogate: Surrogate,
     initial: float = 0.0,
+    price: tf.Tensor | float = 0.0,
 ) -> tf.Tensor:
     """All time steps at once, with a hand-written gradient.
 
@@ -75,11 +82,13 @@ def lif_scan(
       timesteps: T ≥ 1.
       surrogate: stands for do/dz.
       initial: η, the membrane before the first step as a share of v_th.
+      price: what a spike costs, a scalar that is added to dL/do in float32. A loss's own term of so
+        little weight would be lost beside the rest where spikes are bfloat16.
 
     Returns:
       o, [T, B, ...], in the type of `current`.
     """
-    return _scan(_spikes, _backward, current, leak, v_th, timesteps, surrogate, initial)
+    return _scan(_spikes, _backward, current, leak, v_th, timesteps, surrogate, initial, price)
 
 
 def lif_compiled(
@@ -89,6 +98,7 @@ def lif_compiled(
     timesteps: int,
     surrogate: Surrogate,
     initial: float = 0.0,
+    price: tf.Tensor | float = 0.0,
 ) -> tf.Tensor:
     """`lif_scan` in functions that XLA compiles, for CPUs where it does not compile the whole graph.
 
@@ -99,15 +109,17 @@ def lif_compiled(
     step is compiled.
     """
     if timesteps > _MOST_COMPILED_STEPS or not _worth_compiling(current):
-        return lif_scan(current, leak, v_th, timesteps, surrogate, initial)
-    return _scan(_packed_spikes, _compiled_backward, current, leak, v_th, timesteps, surrogate, initial)
+        return lif_scan(current, leak, v_th, timesteps, surrogate, initial, price)
+    return _scan(
+        _packed_spikes, _compiled_backward, current, leak, v_th, timesteps, surrogate, initial, price
+    )
 
 
-def _scan(forward, backward, current, leak, v_th, timesteps, surrogate, initial):
+def _scan(forward, backward, current, leak, v_th, timesteps, surrogate, initial, price):
     @tf.custom_gradient
     def scan(current, leak, v_th):
         def gradient(d_spikes):
-            return backward(current, leak, v_th, d_spikes, timesteps, surrogate, initial)
+            return backward(current, leak, v_th, d_spikes, price, timesteps, surrogate, initial)
 
         return forward(current, leak, v_th, timesteps, initial), gradient
 
@@ -136,11 +148,11 @@ def _packed_spikes(current, leak, v_th, timesteps, initial):
     return _compiled(unpack)(_compiled(pack)(current, leak, v_th))
 
 
-def _compiled_backward(current, leak, v_th, d_spikes, timesteps, surrogate, initial):
-    def backward(current, leak, v_th, d_spikes):
-        return _backward(current, leak, v_th, d_spikes, timesteps, surrogate, initial)
+def _compiled_backward(current, leak, v_th, d_spikes, price, timesteps, surrogate, initial):
+    def backward(*tensors):
+        return _backward(*tensors, timesteps, surrogate, initial)
 
-    return _compiled(backward)(current, leak, v_th, d_spikes)
+    return _compiled(backward)(current, leak, v_th, d_spikes, tf.convert_to_tensor(price))
 
 
 def _worth_compiling(x):
@@ -158,7 +170,8 @@ def quantised_relu(x: tf.Tensor, clip: tf.Tensor, levels: int) -> tf.Tensor:
         h = λ / L · ⌊L / λ · min(max(x, 0), λ) + ½⌋
 
     It is λ times the spike rate of a neuron with v_th = λ, leak 1 and a first membrane of λ / 2 whose
-    current is x for T = L steps. The gradient takes ⌊y + ½⌋ for y:
+    current is x for T = L steps, but where x is halfway between two levels: there the neuron gives the
+    lower, since it fires above v_th alone. The gradient takes ⌊y + ½⌋ for y:
 
         dh/dx = 1 where 0 ≤ x ≤ λ, else 0;      dh/dλ = h / λ − x / λ where 0 ≤ x ≤ λ, else h / λ
 
@@ -204,13 +217,14 @@ def lif_native(
     timesteps: int,
     surrogate: Surrogate,
     initial: float = 0.0,
+    price: tf.Tensor | float = 0.0,
 ) -> tf.Tensor:
     """`lif_scan` as one operation in C++, on CPUs, which also adds a bias current.
 
     Kept for the backward pass is the input current alone.
 
     Args:
-      current, leak, v_th, timesteps, surrogate, initial: as for `lif_scan`.
+      current, leak, v_th, timesteps, surrogate, initial, price: as for `lif_scan`.
       bias: [C], float32, added to the current's last axis; empty for none.
 
     Returns:
@@ -226,7 +240,7 @@ def lif_native(
         def gradient(d_spikes):
             kind, scale = KINDS.index(surrogate.kind), surrogate.scale
             return operations.snn_tf_lif_grad(
-                current, leak, v_th, bias, d_spikes, surrogate=kind, scale=scale, initial=initial
+                current, leak, v_th, bias, d_spikes, price, surrogate=kind, scale=scale, initial=initial
             )
 
         spikes = operations.snn_tf_lif(current, leak, v_th, bias, timesteps=timesteps, initial=initial)
@@ -247,10 +261,11 @@ def _replay(current, leak, v_th, timesteps, initial):
     return pairs
 
 
-def _backward(current, leak, v_th, d_spikes, timesteps, surrogate, initial):
+def _backward(current, leak, v_th, d_spikes, price, timesteps, surrogate, initial):
     """Gradients of current, leak and v_th: the chain rule along the replayed scan, last step first.
 
-    With δ[t] = dL/du[t] before and ρ[t] = dL/du[t] after the reset, ρ[T] = 0:
+    With δ[t] = dL/du[t] before and ρ[t] = dL/du[t] after the reset, ρ[T] = 0, and dL/do[t] = `d_spikes`
+    + `price`:
 
         δ[t] = dL/do[t] · h(z[t]) / v_th + ρ[t],      ρ[t−1] = leak · δ[t],      dL/dI[t] = δ[t]
         dL/dleak = Σ δ[t] · u[t−1]
@@ -261,7 +276,7 @@ def _backward(current, leak, v_th, d_spikes, timesteps, surrogate, initial):
     replayed = _replay(current, leak, v_th, timesteps, initial)
     steps = zip(replayed, tf.unstack(d_spikes), strict=True)
     for (previous, u), d_spike in reversed(list(steps)):
-        d_z = tf.cast(d_spike, tf.float32) * surrogate.derivative(u / v_th - 1.0)
+        d_z = (tf.cast(d_spike, tf.float32) + price) * surrogate.derivative(u / v_th - 1.0)
         spikes = tf.cast(u > v_th, tf.float32)
         d_v_th.append(tf.reduce_sum(-d_z * u / tf.square(v_th) - after_reset * spikes))
         d_u = d_z / v_th + after_reset

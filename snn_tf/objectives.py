@@ -10,6 +10,7 @@ from snn_tf.attention import attention_loss, attention_map, distillation_loss
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, is_neuron
+from snn_tf.layers import spike_price
 from snn_tf.models import attended
 from snn_tf.pruners import Pruner
 
@@ -99,7 +100,8 @@ class SpikeTraining:
     """L = (1 − α) · L_CE + α · L_KD + w · spikes per neuron, the SNN against its compressed ANN.
 
     α is `--snn_distill`, w `--spike_penalty`; spikes per neuron are those of an image over all T steps,
-    the mean over batch and neurons, and get their gradient through the surrogate.
+    the mean over batch and neurons. The neurons add their gradient (`layers.spike_price`), since in
+    bfloat16 it would round away beside that of the others.
 
     Args:
       model: the SNN.
@@ -110,26 +112,24 @@ class SpikeTraining:
     def __init__(self, model: keras.Model, teacher: keras.Model | None, config: Config):
         self.config = config
         self.teacher = teacher
-        self._model = _with_activations(model, list(Graph.of(model).select(is_neuron)))
+        neurons = Graph.of(model).select(is_neuron)
+        self._model = _with_activations(model, list(neurons))
+        self._neurons = sum(math.prod(layer.output_shape[1:]) for layer in neurons.values())
 
     def __call__(self, images, labels):
-        alpha = self.config.snn_distill
-        logits, *spikes = self._model(images, training=True)
+        alpha, penalty = self.config.snn_distill, self.config.spike_penalty
+        neurons = self._neurons * tf.cast(tf.shape(images)[0], tf.float32)
+        with spike_price(penalty / neurons):
+            logits, *spikes = self._model(images, training=True)
         hard = cross_entropy(logits, labels, self.config.label_smoothing)
         terms = {"cross_entropy": (1.0 - alpha) * hard}
         if self.teacher:
             goal = tf.stop_gradient(self.teacher(images, training=False))
             terms["distillation"] = alpha * distillation_loss(logits, goal, self.config.temperature)
-        if self.config.spike_penalty:
-            terms["spikes"] = self.config.spike_penalty * _spikes_per_neuron(spikes, tf.shape(images)[0])
+        if penalty:
+            fired = [tf.reduce_sum(tf.cast(train, tf.float32)) for train in spikes]
+            terms["spikes"] = tf.stop_gradient(penalty * tf.add_n(fired) / neurons)
         return terms, logits
-
-
-def _spikes_per_neuron(spikes: list[tf.Tensor], batch: tf.Tensor) -> tf.Tensor:
-    """Mean over images and neurons of the spikes in all T steps; spikes are [T·B, ...] by layer."""
-    neurons = sum(math.prod(train.shape[1:]) for train in spikes)
-    total = tf.add_n([tf.reduce_sum(tf.cast(train, tf.float32)) for train in spikes])
-    return total / (tf.cast(batch, tf.float32) * neurons)
 
 
 def _with_activations(model: keras.Model, names: list[str]) -> keras.Model:

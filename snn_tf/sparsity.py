@@ -168,7 +168,7 @@ def ranked_masks(
     Each layer keeps the largest of its floor, the output layer the largest into each class. Then the
     largest of all the others follow, those skipped that cost more than what is left. The total is met
     exactly if the budget counts weights; otherwise what is left of it is less than the cost of the
-    cheapest inactive weight.
+    cheapest inactive weight of `among`.
 
     Args:
       saliency: |W| or another value that is not negative, of the kernels' shapes.

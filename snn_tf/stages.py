@@ -5,7 +5,8 @@ What a stage adds to its `record.json`, beside settings, date, commit, versions,
     validation_accuracy       in [0, 1], like all accuracies; a later stage repeats its SNN's
     steps, skipped_steps      of a training; those that were not finite and changed nothing
     weights ... layers        of a network: its costs, see `snn_tf.costs`
-    scales                    convert: the factor by which an SNN's values are smaller, by layer
+    scales                    convert: the factor by which an SNN's values are smaller, by layer; of
+                              synapse layers before --weight_rms
     spikes_per_neuron         of an SNN: per image, over all T steps
     neurons                   [{name, neurons, spikes_per_neuron, spike_rate (per step), v_th, leak}]
     test_accuracy, num_examples, timesteps       evaluate: of the trained SNN, as what follows

@@ -235,6 +235,19 @@ def test_network_that_never_fires_costs_its_image_alone():
         assert image["acs"] == 0 and image["macs"] > 0
 
 
+def test_spikes_are_counted_beyond_what_float32_can_count():
+    side, steps = 2367, 3
+    image = keras.Input((side, side, 1), dtype="uint8")
+    currents = keras.layers.Rescaling(1.0)(image)
+    spikes = LIF(steps, constant_input=True, name="neuron")(currents)
+    means = keras.layers.GlobalAveragePooling2D()(spikes)
+    model = keras.Model(image, ReadOut(steps)(means))
+    examples = Split(np.full((1, side, side, 1), 2, np.uint8), np.zeros(1, np.int32))
+    result = evaluation.Evaluator(model, 1).evaluate(examples)
+    assert result.spikes["neuron"] == side**2 * steps > 2**24
+    assert float(np.float32(side**2 * steps)) != side**2 * steps
+
+
 # --- which network is what
 
 

@@ -15,6 +15,7 @@ from snn_tf.layers import (
     ReadOut,
     dropout_seed,
     fold_time,
+    spike_price,
     unfold_time,
     use_implementation,
 )
@@ -127,6 +128,36 @@ def test_lif_fused_equals_rnn(timesteps, shape, dtype, tolerance, constant, use_
     assert 0.0 < tf.reduce_mean(tf.cast(spikes, tf.float32)) < 1.0
     assert_equal(spikes, expected)
     assert_close(ours, theirs, tolerance)
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["varying", "constant"])
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "plain"])
+def test_spike_price_is_added_to_the_gradient_of_every_spike(implementation, constant):
+    currents = folded_currents(3, (2, 5), constant=constant)
+    upstream = upstream_for(3, (2, 5))
+    layer = make_lif(3, currents, implementation=implementation, constant_input=constant)
+    _, expected = spikes_and_gradients(layer, currents, upstream + 0.25)
+    with spike_price(tf.constant(0.25)):
+        _, found = spikes_and_gradients(layer, currents, upstream)
+    assert_close(found, expected, TOLERANCE)
+    _, without = spikes_and_gradients(layer, currents, upstream)
+    assert abs(float(found[1] - without[1])) > 0.01
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "plain"])
+def test_spike_price_is_not_lost_beside_a_gradient_in_bfloat16(implementation):
+    currents = folded_currents(3, (40, 5), "bfloat16")
+    layer = make_lif(3, currents, implementation=implementation)
+    price = 2.0**-10  # of which bfloat16 sees nothing beside 1
+
+    def d_v_th(upstream, price):
+        with spike_price(tf.constant(price)):
+            _, gradients = spikes_and_gradients(layer, currents, tf.fill([120, 5], upstream))
+        return float(gradients[1 + [v.name for v in layer.trainable_variables].index("v_th:0")])
+
+    one, none = (tf.constant(value, tf.bfloat16) for value in (1.0, 0.0))
+    assert d_v_th(one, price) - d_v_th(one, 0.0) == pytest.approx(d_v_th(none, price), rel=1e-2)
+    assert d_v_th(none, price) == pytest.approx(price * d_v_th(one, 0.0), rel=1e-4)
 
 
 @pytest.mark.parametrize("initial", [0.0, 0.5])

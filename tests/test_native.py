@@ -11,7 +11,7 @@ from neuron_oracle import KINDS, grid_currents
 
 from snn_tf import native
 from snn_tf.layers import LIF
-from snn_tf.neuron import lif_native, lif_scan
+from snn_tf.neuron import lif_compiled, lif_native, lif_scan
 from snn_tf.surrogate import Surrogate
 
 BLOCK = 256  # neurons that the C++ walks together
@@ -36,8 +36,8 @@ def with_gradients(scan, current, leak, v_th, *rest):
     return [x.numpy() for x in (spikes, *tape.gradient(loss, [current, leak, v_th]))]
 
 
-def native_scan(current, leak, v_th, timesteps, surrogate, initial=0.0):
-    return lif_native(current, leak, v_th, tf.zeros([0]), timesteps, surrogate, initial)
+def native_scan(current, leak, v_th, timesteps, surrogate, initial=0.0, price=0.0):
+    return lif_native(current, leak, v_th, tf.zeros([0]), timesteps, surrogate, initial, price)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,6 +52,20 @@ def test_native_equals_fused_on_exact_values(initial, timesteps, neurons, kind):
     np.testing.assert_array_equal(spikes, expected)
     for ours, theirs in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [native_scan, lif_compiled])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_price_of_spikes_equals_fused(dtype, kind, scan):
+    current = tf.cast(grid_currents(np.random.default_rng(3), (4, BLOCK + 7)), dtype)
+    settings = (0.5, 0.75, 4, Surrogate(kind, 0.5), 0.5, tf.constant(-0.375))
+    _, *found = with_gradients(scan, current, *settings)
+    _, *expected = with_gradients(lif_scan, current, *settings)
+    _, *without = with_gradients(lif_scan, current, *settings[:-1])
+    for ours, theirs, other in zip(found, expected, without, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4 if dtype == "float32" else 1e-2, atol=1e-4)
+        assert np.abs(theirs - other).max() > 0.01
 
 
 def test_native_equals_fused_over_64_steps():

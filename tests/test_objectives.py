@@ -304,13 +304,36 @@ def test_spike_training_terms_equal_oracle(snn, teacher, batch, alpha, penalty):
         np.testing.assert_allclose(terms[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_spike_penalty_pulls_thresholds_up_and_weights_towards_silence(snn, teacher, batch):
+def test_spike_penalty_has_the_gradient_of_spikes_per_neuron(snn, batch):
+    images, labels = batch
+    variables = snn.trainable_variables
+    neurons = [layer for layer in snn.layers if hasattr(layer, "cell")]
+    trains = keras.Model(snn.input, [layer.output for layer in neurons])
+
+    def gradient(penalty):
+        objective = SpikeTraining(snn, None, changed(timesteps=3, spike_penalty=penalty))
+        with tf.GradientTape() as tape:
+            total = tf.add_n(list(objective(images, labels)[0].values()))
+        return tape.gradient(total, variables)
+
+    with tf.GradientTape() as tape:
+        size = sum(np.prod(layer.output_shape[1:]) for layer in neurons)
+        spikes = tf.add_n([tf.reduce_sum(train) for train in trains(images)]) / (len(images) * size)
+    expected = tape.gradient(spikes, variables)
+    for variable, more, less, wanted in zip(
+        variables, gradient(0.5), gradient(0.0), expected, strict=True
+    ):
+        found = 0.0 if more is None else more - less
+        wanted = 0.0 if wanted is None else 0.5 * wanted
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6, err_msg=variable.name)
+    assert float(expected[[v is neurons[0].cell.v_th for v in variables].index(True)]) < -1e-3
+
+
+def test_spike_training_teaches_the_snn_alone(snn, teacher, batch):
     objective = SpikeTraining(snn, teacher, SPIKING)
-    layer = snn.get_layer("conv1_neuron").cell
+    kernel = snn.get_layer("conv1").kernel
     with tf.GradientTape(persistent=True) as tape:
         terms, _ = objective(*batch)
-    assert float(tape.gradient(terms["spikes"], layer.v_th)) < 0.0
-    for name in terms:
-        kernel = snn.get_layer("conv1").kernel
+    for name in ("cross_entropy", "distillation"):
         assert np.abs(tape.gradient(terms[name], kernel)).max() > 0.0, name
     assert set(tape.gradient(terms["distillation"], teacher.trainable_variables)) == {None}

@@ -105,13 +105,14 @@ struct Accumulators {
 // One step of the chain rule, backwards; `before` is u[t-1] after its reset. Every array is its own
 // pointer and every choice a value, so that the loop becomes vector instructions.
 template <Surrogate kKind, typename Value>
-__attribute__((noinline)) void StepBack(float leak, float v_th, float scale, const Value* __restrict d_spikes,
-                     const float* __restrict u, const float* __restrict before, float* __restrict d_u,
-                     float* __restrict rho, float* __restrict d_leak, float* __restrict d_v_th, int64_t width) {
+__attribute__((noinline)) void StepBack(float leak, float v_th, float scale, float price,
+                     const Value* __restrict d_spikes, const float* __restrict u,
+                     const float* __restrict before, float* __restrict d_u, float* __restrict rho,
+                     float* __restrict d_leak, float* __restrict d_v_th, int64_t width) {
   const float inverse = 1.0f / v_th;
   for (int64_t i = 0; i < width; ++i) {
     const float z = u[i] / v_th - 1.0f;
-    const float d_z = ToFloat(d_spikes[i]) * (scale * UnitHeight<kKind>(z)) * inverse;
+    const float d_z = (ToFloat(d_spikes[i]) + price) * (scale * UnitHeight<kKind>(z)) * inverse;
     const float fired = u[i] > v_th ? 1.0f : 0.0f;
     d_u[i] = d_z + rho[i];
     d_v_th[i] -= d_z * u[i] * inverse + rho[i] * fired;
@@ -144,8 +145,8 @@ void Backward(const LifShape& shape, const LifParameters& p, float scale, const 
       } else {
         Start(p, membrane);
       }
-      StepBack<kKind>(p.leak, p.v_th, scale, d_spikes + t * shape.neurons + first, u, membrane, totals.d_u,
-                      totals.rho, totals.d_leak, totals.d_v_th, width);
+      StepBack<kKind>(p.leak, p.v_th, scale, p.price, d_spikes + t * shape.neurons + first, u, membrane,
+                      totals.d_u, totals.rho, totals.d_leak, totals.d_v_th, width);
       for (int64_t i = 0; i < width; ++i) totals.d_current[i] += totals.d_u[i];
       if (!shape.constant) StoreRow(totals.d_u, d_current + t * shape.neurons + first, width);
     }

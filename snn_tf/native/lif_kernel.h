@@ -25,6 +25,7 @@ struct LifParameters {
   float v_th;
   float initial;      // membranes before the first step, as a share of v_th
   const float* bias;  // [channels], or null
+  float price;        // added to the gradient of every spike
 };
 
 // Sums of one range of neurons. d_bias is [channels], or null without a bias.

@@ -53,6 +53,7 @@ REGISTER_OP("SnnTfLifGrad")
     .Input("v_th: float")
     .Input("bias: float")
     .Input("d_spikes: T")
+    .Input("price: float")
     .Output("d_current: T")
     .Output("d_leak: float")
     .Output("d_v_th: float")
@@ -76,7 +77,7 @@ struct Bits<Eigen::bfloat16> {
 
 // Shape of a problem and its parameters, read from the common inputs. An empty bias means none.
 struct Problem {
-  Problem(OpKernelContext* context, int64_t steps, float initial) {
+  Problem(OpKernelContext* context, int64_t steps, float initial, float price = 0.0f) {
     const Tensor& current = context->input(0);
     const Tensor& bias = context->input(3);
     const int64_t rows = current.dim_size(0);
@@ -87,6 +88,7 @@ struct Problem {
     parameters.leak = context->input(1).scalar<float>()();
     parameters.v_th = context->input(2).scalar<float>()();
     parameters.initial = initial;
+    parameters.price = price;
     parameters.bias = shape.channels ? bias.flat<float>().data() : nullptr;
     valid = rows == 1 || rows == steps;
   }
@@ -151,7 +153,8 @@ class LifGradOp : public OpKernel {
   void Compute(OpKernelContext* context) override {
     using Value = typename Bits<T>::type;
     const Tensor& d_spikes = context->input(4);
-    const Problem problem(context, d_spikes.dim_size(0), initial_);
+    const float price = context->input(5).scalar<float>()();
+    const Problem problem(context, d_spikes.dim_size(0), initial_, price);
     OP_REQUIRES(context, problem.valid, absl::InvalidArgumentError("current does not fit d_spikes"));
     Tensor *d_current, *d_leak, *d_v_th, *d_bias;
     OP_REQUIRES_OK(context, context->allocate_output(0, context->input(0).shape(), &d_current));
