@@ -35,27 +35,38 @@ def initialise(model: keras.Model, seed: int, densities: Mapping[str, float] | N
         inner(layer).kernel.assign(kernel)
     # The last one gives the logits.
     _calm(graph, name, active)
+    fit_clips(model)
+
+
+def fit_clips(model: keras.Model) -> None:
+    """Starts trained clips at `FIRST_CLIP` times the root mean square γ of normalisations before them.
+
+    γ is the standard deviation of what is clipped; a clip far above that rounds all of it to zero. γ
+    starts small before the logits, and stays so. Clips behind anything else stay as they are.
+    """
+    graph = Graph.of(model)
+    for name, layer in graph.select(is_neuron).items():
+        before = _before(graph, name)
+        if isinstance(layer, QuantisedReLU) and all(map(is_norm, before)):
+            gammas = np.concatenate([norm.gamma.numpy() for norm in before])
+            layer.clip.assign(FIRST_CLIP * np.sqrt(np.mean(np.square(gammas))))
+
+
+def _before(graph: Graph, neuron: str) -> list[keras.layers.Layer]:
+    """The normalisations that add up to what a layer of neurons receives, and sources without one."""
+    met = graph.nearest(neuron, lambda layer: is_norm(layer) or is_source(layer))
+    return [graph.layers[name] for name in met]
 
 
 def _calm(graph: Graph, logits: str, active: float) -> None:
     """Starts the normalisations before the logits at γ = min(1, `LOGITS_GAIN` / √active inputs).
 
     The loss curves with the sum of the logits' squared inputs. With γ = 1 that grows with their number,
-    and a learning rate that suits the other layers is then far too high for this one. Trained clips
-    between them and the logits shrink likewise: at `FIRST_CLIP` they would round all of it to zero.
+    and a learning rate that suits the other layers is then far too high for this one.
     """
-    neurons = graph.nearest(logits, is_neuron)
-    before = {
-        name
-        for neuron in neurons
-        for name in graph.nearest(neuron, lambda layer: is_norm(layer) or is_source(layer))
-    }
-    if not all(is_norm(graph.layers[name]) for name in before):
+    before = [layer for neuron in graph.nearest(logits, is_neuron) for layer in _before(graph, neuron)]
+    if not all(map(is_norm, before)):
         return
     scale = min(1.0, LOGITS_GAIN / math.sqrt(active))
-    for name in before:
-        gamma = graph.layers[name].gamma
-        gamma.assign(tf.ones_like(gamma) * scale)
-    for layer in map(graph.layers.__getitem__, neurons):
-        if isinstance(layer, QuantisedReLU):
-            layer.clip.assign(FIRST_CLIP * scale)
+    for norm in before:
+        norm.gamma.assign(tf.ones_like(norm.gamma) * scale)

@@ -51,7 +51,7 @@ from snn_tf.config import Config
 from snn_tf.errors import UserError
 from snn_tf.files import replacing, replacing_folder
 from snn_tf.graph import neuron_parameters
-from snn_tf.initialisation import initialise
+from snn_tf.initialisation import fit_clips, initialise
 from snn_tf.layers import LEAST, use_implementation
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining
 from snn_tf.provenance import commit
@@ -143,6 +143,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     densities = pruner.start(seed)
     if config.student_start == "meta_model":
         copies.copy_weights(teacher, pruner.model)
+        fit_clips(pruner.model)
     else:
         initialise(pruner.model, seed, densities)
     pruning.project(pruner.model)

@@ -14,8 +14,8 @@ from snn_tf import copies, costs, evaluation, models
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.folding import fold
-from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
-from snn_tf.initialisation import initialise
+from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse, neuron_parameters
+from snn_tf.initialisation import fit_clips, initialise
 from snn_tf.layers import FIRST_CLIP, LIF, Dropout, QuantisedReLU, ReadOut, dropout_seed
 from snn_tf.pruning import wrap
 
@@ -474,6 +474,30 @@ def test_clips_start_as_much_smaller_as_what_they_clip(network, settings, expect
     *others, last = (layer.clip.numpy() for layer in Graph.of(model).select(is_neuron).values())
     scale = min([1.0, *(4.0 / math.sqrt(inputs) for inputs in expected.values())])
     assert last == pytest.approx(FIRST_CLIP * scale) and set(others) == {FIRST_CLIP}
+
+
+def test_clips_follow_the_trained_normalisations_before_them():
+    model = build("resnet12", "quantised_relu", batch_norm=True, activation_levels=5, width=0.125)
+    rng = np.random.default_rng(3)
+    norms = Graph.of(model).select(is_norm)
+    for norm in norms.values():
+        norm.gamma.assign(rng.uniform(0.1, 2.0, norm.gamma.shape))
+    fit_clips(model)
+
+    def expected(*names):
+        squares = np.concatenate([norms[name].gamma.numpy() ** 2 for name in names])
+        return pytest.approx(FIRST_CLIP * np.sqrt(squares.mean()), rel=1e-6)
+
+    clips = neuron_parameters(model)["clip"]
+    block = "stage4_block1"
+    assert clips[f"{block}_conv1_neuron"] == expected(f"{block}_conv1_norm")
+    assert clips[f"{block}_conv2_neuron"] == expected(f"{block}_conv2_norm", f"{block}_shortcut_norm")
+
+
+def test_clips_without_a_normalisation_stay():
+    model = build("vgg5", "quantised_relu", activation_levels=5, width=0.1)
+    fit_clips(model)
+    assert set(neuron_parameters(model)["clip"].values()) == {FIRST_CLIP}
 
 
 def test_last_clip_rounds_no_more_to_zero_than_the_one_before():

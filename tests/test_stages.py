@@ -166,6 +166,23 @@ def test_student_can_start_from_the_meta_model(teacher, student, structure):
         assert apart.min(axis=0).max() < 1e-5
 
 
+def test_clips_of_a_student_from_the_meta_model_fit_its_normalisations(tmp_path):
+    settings = {
+        "batch_norm": True,
+        "width": 0.5,
+        "ann_learning_rate": 1e-9,
+        "student_start": "meta_model",
+    }
+    settings |= {"activation_levels": 3, "initial_membrane": 0.5}
+    stages.run(config_of(tmp_path, configs.TRAIN_ANN, configs.COMPRESS, **settings))
+    norms = Graph.of(model_of(tmp_path, configs.TRAIN_ANN)).select(is_norm)
+    gammas = {name.removesuffix("_norm"): layer.gamma.numpy() for name, layer in norms.items()}
+    found = clips_of(model_of(tmp_path, configs.COMPRESS))
+    expected = {f"{name}_neuron": FIRST_CLIP * gamma[0] for name, gamma in gammas.items()}
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert min(found.values()) < 0.8 * FIRST_CLIP
+
+
 @pytest.mark.parametrize("structure", ["irregular", "channel"])
 def test_trained_clips_of_the_student_become_thresholds(tmp_path, student, structure):
     settings = {"activation_levels": 3, "initial_membrane": 0.5, "batch_norm": False}
