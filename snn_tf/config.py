@@ -131,8 +131,9 @@ class Config:
     method: str = setting(
         "attention", "Where masks come from. attention: weights go by --saliency, and grow back where "
         "the attention-guided loss has the largest mean gradient. magnitude: tfmot's schedule, one "
-        "global cut. magnitude_uniform: stock tfmot, per layer. random: chance. dense: the meta-model "
-        "passes through unchanged.", "Compression", (COMPRESS,), choices=METHODS)
+        "global cut. magnitude_uniform: stock tfmot, per layer. random: chance. All of these train with "
+        "the losses of --distillation and --attention. dense: the meta-model passes through unchanged.",
+        "Compression", (COMPRESS,), choices=METHODS)
     structure: str = setting(
         "irregular", "What is removed: single weights, or whole channels, cut out at the end.",
         "Compression", (COMPRESS,), choices=("irregular", "channel"))

@@ -3,6 +3,7 @@
 `--meta_model` names another run for its `train_ann`, `--snn_start` one for its trained SNN and the rest.
 """
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -64,7 +65,7 @@ def up_to_date(config: Config, stage: str) -> bool:
 
 
 def check_up_to_date(config: Config, stage: str) -> None:
-    """Raises `UsageError` if a stage of this run, on which `stage` builds, has been left behind."""
+    """Raises `UsageError` if a stage of this run or its start, before `stage`, has been left behind."""
     for folder, above in reversed(_left_behind(config, UPSTREAM[stage])):
         if folder.done and above.done:
             raise UsageError(
@@ -74,13 +75,22 @@ def check_up_to_date(config: Config, stage: str) -> None:
 
 
 def _left_behind(config: Config, stage: str | None) -> list[tuple[StageFolder, StageFolder]]:
-    """Stages from `stage` up in this run that were made from other than what is above them, and that."""
+    """Stages from `stage` up that were made from other than what is above them, and that."""
     pairs = []
     while stage and not taken_from(config, stage):
         folder, above = stage_folder(config, stage), upstream_of(config, stage)[:1]
         pairs += [(folder, other) for other in above if not folder.follows(other)]
         stage = UPSTREAM[stage]
+    if stage and config.snn_start:
+        pairs += _left_behind(_started_from(config), configs.TRAIN_SNN)
     return pairs
+
+
+def _started_from(config: Config) -> Config:
+    """`config` in the place of the run that `--snn_start` names: it takes from others what that took."""
+    made = _snn_start(config).record()["config"]
+    others = {name: made.get(name, "") for name in ("meta_model", "snn_start")}
+    return dataclasses.replace(config, run_dir=config.snn_start, **others)
 
 
 def _snn_start(config: Config) -> StageFolder:

@@ -1,5 +1,7 @@
 """SNN training that starts from another run's SNN: at another T, in a run folder of its own."""
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,17 @@ def test_other_run_is_part_of_what_the_stage_was_made_with(first, tmp_path):
         record(second, configs.TRAIN_SNN)["fingerprint"]
         != record(tmp_path, configs.TRAIN_SNN)["fingerprint"]
     )
+
+
+def test_run_whose_compression_was_made_again_is_no_start(first, tmp_path):
+    start, again = tmp_path / "start", tmp_path / "again"
+    shutil.copytree(first, start)
+    stages.run(config_of(again, configs.TRAIN_SNN, snn_start=str(start)))
+    stages.run(config_of(start, configs.COMPRESS, configs.CONVERT, density=0.4, overwrite=True))
+    line = f"{start}/train_snn was made before {start}/convert was run again"
+    for run_dir in (again, tmp_path / "new"):
+        with pytest.raises(UsageError, match=re.escape(line)):
+            stages.run(config_of(run_dir, configs.TRAIN_SNN, configs.EVALUATE, snn_start=str(start)))
 
 
 def test_stages_before_are_found_through_a_chain_of_runs(first, tmp_path):
