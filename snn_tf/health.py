@@ -14,7 +14,10 @@ from snn_tf.config import COMPRESS, TRAIN_ANN, TRAIN_SNN
 STILL = 0.95
 """A loss that never falls below this share of its first value has not moved."""
 
-_LOWER_V_TH = "lower --v_th_scale (calibrated v_th)"
+ENOUGH_STEPS = 50
+"""A loss may rest for the first steps, however few an epoch has."""
+
+_LOWER_V_TH = "lower --v_th_scale (calibrated v_th), raise --initial_membrane (--activation_levels)"
 _LOSS_REMEDIES = {
     TRAIN_ANN: "raise --ann_learning_rate, or set --batch_norm or --warmup_epochs",
     COMPRESS: "raise --ann_learning_rate or --density, set --batch_norm, or change "
@@ -38,7 +41,7 @@ def firing(rates: Mapping[str, float]) -> dict[str, str]:
     found = {}
     for name, rate in rates.items():
         if rate == 0.0:
-            found[name] = f"layer {name} never fires; {_LOWER_V_TH} or raise --timesteps"
+            found[name] = f"layer {name} never fires; {_LOWER_V_TH} or --timesteps"
         elif rate == 1.0:
             found[name] = f"layer {name} fires at every step; raise --v_th_scale (calibrated v_th)"
     return found
@@ -50,7 +53,7 @@ def silenced(rates: Mapping[str, float]) -> list[str]:
         return []
     first = next(name for name, rate in rates.items() if rate == 0.0)
     line = f"no spike reaches the output layer; the first silent layer is {first}"
-    return [f"{line}; {_LOWER_V_TH} or --snn_learning_rate"]
+    return [f"{line}; {_LOWER_V_TH}, or lower --snn_learning_rate"]
 
 
 def at_bounds(parameters: Mapping[str, Mapping[str, float]], least: float) -> list[str]:
@@ -106,11 +109,11 @@ class Watch:
         self.losses.append(loss)
         self.accuracies.append(accuracy)
 
-    def end_epoch(self, rates: Mapping[str, float]) -> list[str]:
-        """The warnings that are new after an epoch; rates are those of the validation images."""
+    def end_epoch(self, rates: Mapping[str, float], step: int) -> list[str]:
+        """The new warnings after an epoch that ended with `step`; rates are of the validation images."""
         self.epochs += 1
         warnings = [*firing(rates).values()]
-        if self.epochs >= 2 and self.losses and self._rests():
+        if self.epochs >= 2 and step >= ENOUGH_STEPS and self.losses and self._rests():
             # Figures would make it another sentence after every epoch.
             warnings.append(f"the loss does not move; {_LOSS_REMEDIES[self.stage]}")
         return [f"{self.stage}: warning: {warning}" for warning in self._new(warnings)]

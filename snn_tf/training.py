@@ -245,7 +245,7 @@ class Trainer:
         evaluation = self.evaluator.evaluate(self.source.validation)
         self.board.state(step, self.model, evaluation)
         rates = evaluation.spike_rates()
-        for warning in self.watch.end_epoch(rates):
+        for warning in self.watch.end_epoch(rates, step):
             tqdm.write(warning)
         self._handle_degenerate(step, health.silenced(rates))
         if isinstance(self.objective, AttentionGuided):

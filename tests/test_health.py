@@ -10,15 +10,16 @@ from snn_tf.config import COMPRESS, TRAIN_ANN, TRAIN_SNN
 def test_layers_that_never_or_always_fire_are_named_with_what_to_turn():
     found = health.firing({"silent": 0.0, "quiet": 1e-6, "busy": 0.999, "all": 1.0})
     assert found == {
-        "silent": "layer silent never fires; lower --v_th_scale (calibrated v_th) or raise --timesteps",
+        "silent": "layer silent never fires; lower --v_th_scale (calibrated v_th), "
+        "raise --initial_membrane (--activation_levels) or --timesteps",
         "all": "layer all fires at every step; raise --v_th_scale (calibrated v_th)",
     }
 
 
-def ended(watch, losses, rates=None, accuracy=0.1):
+def ended(watch, losses, rates=None, accuracy=0.1, step=health.ENOUGH_STEPS):
     for loss in losses:
         watch.saw(loss, accuracy)
-    return watch.end_epoch(rates or {})
+    return watch.end_epoch(rates or {}, step)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,13 @@ def test_loss_that_does_not_move_is_said_once_after_two_epochs(stage, remedy):
     (line,) = ended(watch, [2.30, 2.19])
     assert line.startswith(f"{stage}: warning: the loss does not move; ") and remedy in line
     assert ended(watch, [2.303]) == []
+
+
+def test_loss_may_rest_for_the_steps_of_two_short_epochs():
+    watch = health.Watch(TRAIN_ANN, 10)
+    assert ended(watch, [2.30], step=1) == ended(watch, [2.30], step=2) == []
+    assert ended(watch, [2.30], step=health.ENOUGH_STEPS - 1) == []
+    assert len(ended(watch, [2.30], step=health.ENOUGH_STEPS)) == 1
 
 
 def test_loss_that_fell_once_is_not_complained_of():

@@ -323,6 +323,12 @@ def test_copy_of_a_compressed_network_serves_another_run(tmp_path, teacher, stud
     assert "--density=0.4, was 0.3" in line
 
 
+def test_folder_of_a_stage_is_not_taken_for_that_of_a_run(tmp_path, teacher):
+    stage = teacher / configs.TRAIN_ANN
+    line = refusal(UserError, config_of(tmp_path, configs.TRAIN_ANN, meta_model=str(stage)))
+    assert line == f"{stage}: is a stage's folder; give the run's, {teacher}"
+
+
 def test_teacher_that_is_not_there_is_named_by_the_stage_it_stands_for(tmp_path):
     config = config_of(tmp_path, configs.TRAIN_ANN, meta_model=str(tmp_path / "missing"))
     line = refusal(UserError, config)
@@ -564,8 +570,8 @@ def test_convert_warns_of_thresholds_that_no_current_reaches(student, capsys):
     said = capsys.readouterr().out
     for name in ("conv1_neuron", "conv2_neuron", "conv3_neuron"):
         assert (
-            f"convert: warning: layer {name} never fires; lower --v_th_scale (calibrated v_th) "
-            "or raise --timesteps" in said
+            f"convert: warning: layer {name} never fires; lower --v_th_scale (calibrated v_th), "
+            "raise --initial_membrane (--activation_levels) or --timesteps" in said
         )
 
 
