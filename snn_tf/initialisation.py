@@ -41,7 +41,7 @@ def initialise(model: keras.Model, seed: int, densities: Mapping[str, float] | N
 def fit_clips(model: keras.Model) -> None:
     """Starts trained clips at `FIRST_CLIP` times the root mean square γ of normalisations before them.
 
-    γ is the standard deviation of what is clipped; a clip far above that rounds all of it to zero. γ
+    γ is the standard deviation of what each gives; a clip far above that rounds all of it to zero. γ
     starts small before the logits, and stays so. Clips behind anything else stay as they are.
     """
     graph = Graph.of(model)

@@ -5,14 +5,12 @@ pools and products are Keras's own 4-D and 2-D layers. An ANN has T = 1. These l
 their input; parameters and membranes are float32.
 """
 
-import contextlib
-import contextvars
 import zlib
-from collections.abc import Iterator
 
 import tensorflow as tf
 import tf_keras as keras
 
+from snn_tf.ambient import dropout_seed, spike_price
 from snn_tf.convolution import convolve
 from snn_tf.errors import check_choice
 from snn_tf.neuron import lif_compiled, lif_native, lif_scan, lif_step, quantised_relu
@@ -24,28 +22,6 @@ FIRST_CLIP = 3.0
 """Clip of a `QuantisedReLU` at first: what 99.9 % of standard normal inputs are below."""
 
 _register = keras.saving.register_keras_serializable("snn_tf")
-_seed: contextvars.ContextVar[tf.Tensor] = contextvars.ContextVar("dropout_seed")
-_price: contextvars.ContextVar[tf.Tensor | float] = contextvars.ContextVar("spike_price", default=0.0)
-
-
-@contextlib.contextmanager
-def dropout_seed(seed: tf.Tensor) -> Iterator[None]:
-    """Gives every `Dropout` called inside its seed: an integer tensor [2], such as (seed, step)."""
-    token = _seed.set(seed)
-    try:
-        yield
-    finally:
-        _seed.reset(token)
-
-
-@contextlib.contextmanager
-def spike_price(price: tf.Tensor) -> Iterator[None]:
-    """Makes a spike of any `LIF` called inside cost `price`, a float32 scalar, in its gradient."""
-    token = _price.set(price)
-    try:
-        yield
-    finally:
-        _price.reset(token)
 
 
 def unfold_time(x: tf.Tensor, timesteps: int) -> tf.Tensor:
@@ -141,7 +117,7 @@ class LIFCell(keras.layers.Layer):
         """inputs: I[t], [B, ...]; states: [u[t−1]]. Returns o[t] and [u[t]]."""
         del training
         current = tf.cast(inputs, tf.float32)
-        parameters = self.leak, self.v_th, self.surrogate, _price.get()
+        parameters = self.leak, self.v_th, self.surrogate, spike_price.get()
         spikes, membrane = lif_step(states[0], current, *parameters)
         return tf.cast(spikes, inputs.dtype), [membrane]
 
@@ -240,7 +216,7 @@ class LIF(keras.layers.Layer):
         return [tf.convert_to_tensor(v, tf.float32) for v in (self.cell.leak, self.cell.v_th)]
 
     def _settings(self):
-        return self.timesteps, self.cell.surrogate, self.cell.initial_membrane, _price.get()
+        return self.timesteps, self.cell.surrogate, self.cell.initial_membrane, spike_price.get()
 
     def get_config(self):
         return {
@@ -307,7 +283,7 @@ class Dropout(keras.layers.Layer):
     def call(self, inputs, training=None):
         if not training or self.rate == 0.0:
             return inputs
-        seed = _seed.get(None)
+        seed = dropout_seed.get()
         if seed is None:
             raise ValueError(
                 f"dropout layer {self.name}: call the model in training within dropout_seed"

@@ -6,11 +6,11 @@ from typing import Protocol
 import tensorflow as tf
 import tf_keras as keras
 
+from snn_tf.ambient import spike_price
 from snn_tf.attention import attention_loss, attention_map, distillation_loss
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, is_neuron
-from snn_tf.layers import spike_price
 from snn_tf.models import attended
 from snn_tf.pruners import Pruner
 
@@ -100,7 +100,7 @@ class SpikeTraining:
     """L = (1 − α) · L_CE + α · L_KD + w · spikes per neuron, the SNN against its compressed ANN.
 
     α is `--snn_distill`, w `--spike_penalty`; spikes per neuron are those of an image over all T steps,
-    the mean over batch and neurons. The neurons add their gradient (`layers.spike_price`), since in
+    the mean over batch and neurons. The neurons add their gradient (`ambient.spike_price`), since in
     bfloat16 it would round away beside that of the others.
 
     Args:

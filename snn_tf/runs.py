@@ -69,11 +69,11 @@ class StageFolder:
 
     def record(self) -> dict[str, Any]:
         """The stage's record. Raises `UserError` if the stage has not finished."""
-        if not self.done and (self.run_dir / "stage.json").exists():
-            raise UserError(
-                f"{self.run_dir}: is a stage's folder; give the run's, {self.run_dir.parent}"
-            )
         if not self.done:
+            if (self.run_dir / "stage.json").exists():
+                raise UserError(
+                    f"{self.run_dir}: is a stage's folder; give the run's, {self.run_dir.parent}"
+                )
             raise UserError(
                 f"{self.path}: stage {self.stage} has not finished; "
                 f"run --stage={self.stage} of --run_dir={self.run_dir} first"

@@ -17,12 +17,13 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from snn_tf import data, health, interruption
+from snn_tf.ambient import dropout_seed
 from snn_tf.checkpoints import Checkpoints
 from snn_tf.config import Config
 from snn_tf.errors import Interrupted, UserError
 from snn_tf.evaluation import Evaluation, Evaluator
 from snn_tf.graph import neuron_parameters
-from snn_tf.layers import LEAST, dropout_seed
+from snn_tf.layers import LEAST
 from snn_tf.objectives import AttentionGuided, Objective
 from snn_tf.pruners import Pruner
 from snn_tf.runs import StageFolder

@@ -9,9 +9,10 @@ import dataclasses
 import tensorflow as tf
 import tf_keras as keras
 
+from snn_tf.ambient import dropout_seed
 from snn_tf.config import COMPRESS, TRAIN_SNN, Config
 from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse
-from snn_tf.layers import LIF, dropout_seed
+from snn_tf.layers import LIF
 from snn_tf.objectives import Objective
 from snn_tf.pruners import Pruner
 from snn_tf.pruning import Masked, gate_of, mask_of, wrappers

@@ -16,6 +16,7 @@ LEVELS = {
             ("contradictions",),
             (
                 "config",
+                "ambient",
                 "budget",
                 "flagfiles",
                 "files",

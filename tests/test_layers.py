@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 from neuron_oracle import KINDS, grid_currents, lif
 
+from snn_tf.ambient import dropout_seed, spike_price
 from snn_tf.layers import (
     FIRST_CLIP,
     LEAST,
@@ -13,9 +14,7 @@ from snn_tf.layers import (
     Dropout,
     QuantisedReLU,
     ReadOut,
-    dropout_seed,
     fold_time,
-    spike_price,
     unfold_time,
     use_implementation,
 )

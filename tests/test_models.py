@@ -11,12 +11,13 @@ import tf_keras as keras
 from small_networks import build, initialised, kernels, output_shapes, some_images, spec_of, weights_of
 
 from snn_tf import copies, costs, evaluation, models
+from snn_tf.ambient import dropout_seed
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.folding import fold
 from snn_tf.graph import Graph, inner, is_neuron, is_norm, is_synapse, neuron_parameters
 from snn_tf.initialisation import fit_clips, initialise
-from snn_tf.layers import FIRST_CLIP, LIF, Dropout, QuantisedReLU, ReadOut, dropout_seed
+from snn_tf.layers import FIRST_CLIP, LIF, Dropout, QuantisedReLU, ReadOut
 from snn_tf.pruning import wrap
 
 VGG = {

@@ -8,12 +8,12 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf import copies, models
+from snn_tf.ambient import dropout_seed
 from snn_tf.attention import attention_map
 from snn_tf.config import Config
 from snn_tf.data import DataSpec
 from snn_tf.errors import UsageError
 from snn_tf.initialisation import initialise
-from snn_tf.layers import dropout_seed
 from snn_tf.objectives import AttentionGuided, CrossEntropy, SpikeTraining, cross_entropy
 from snn_tf.pruners import make_pruner
 

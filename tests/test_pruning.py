@@ -15,11 +15,11 @@ import tf_keras as keras
 from small_networks import initialised, kernels, some_images, weights_of
 
 from snn_tf import channels, copies, costs, evaluation, model_files, pruners, pruning, surgery
+from snn_tf.ambient import dropout_seed
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, inner
 from snn_tf.initialisation import initialise
-from snn_tf.layers import dropout_seed
 from snn_tf.objectives import cross_entropy
 
 SHAPE, CLASSES = (4, 4, 1), 3
