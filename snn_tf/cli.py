@@ -5,6 +5,7 @@ Help and flag errors are answered before TensorFlow is loaded.
 
 import contextlib
 import dataclasses
+import difflib
 import logging as standard_logging
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from absl import flags, logging
 
 from snn_tf import interruption
-from snn_tf.config import Config
+from snn_tf.config import FOLDER, Config
 from snn_tf.errors import Interrupted, UsageError, UserError
 from snn_tf.flagfiles import expanded
 from snn_tf.lock import locked
@@ -26,7 +27,11 @@ _FOLDERS = ("run_dir", "meta_model", "snn_start")
 _EPILOGUE = """
 Flags may stand in a file, one per line: --flagfile=FILE, several times and nested. The last value
 given wins, so what overrides a file follows it. What is False or True is set by --batch_norm and
-unset by --nobatch_norm or --batch_norm=false. --verbosity=0 shows TensorFlow's own messages."""
+unset by --nobatch_norm or --batch_norm=false. --verbosity=0 shows TensorFlow's own messages.
+
+Symbols: W weights, m the moving average of their gradient, T time steps, v_th threshold of a neuron;
+losses are L_CE, cross entropy, L_KD, distillation, and L_AT, which compares attention maps."""
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -54,6 +59,8 @@ def _read(field: dataclasses.Field, flag_values: flags.FlagValues) -> Any:
     value = flag_values[field.name].value
     if field.name in _FOLDERS:
         return os.path.expanduser(value)
+    if field.name == "dataset" and value.startswith(FOLDER) and value != FOLDER:
+        return FOLDER + os.path.normpath(os.path.expanduser(value.removeprefix(FOLDER)))
     if not isinstance(field.default, tuple):
         return value
     if field.name != "profile_steps":
@@ -99,10 +106,29 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> C
     try:
         rest = flag_values([argv[0], *words])
     except flags.Error as error:
-        raise UsageError(_one_line(str(error))) from error
+        raise UsageError(_one_line(_refusal(error, flag_values))) from error
     if len(rest) > 1:
         raise UsageError(f"{_one_line(rest[1])}: flags start with --, such as --density=0.05")
     return config_from_flags(flag_values)
+
+
+def _refusal(error: flags.Error, flag_values: flags.FlagValues) -> str:
+    """What absl found wrong, as the flag, its value and what is allowed."""
+    text = str(error).removeprefix("flag ")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        names = [*(field.name for field in dataclasses.fields(Config)), "flagfile"]
+        near = difflib.get_close_matches(error.flagname, names)
+        return f"--{error.flagname}: is no flag; " + (
+            f"near are {', '.join(f'--{name}' for name in near)}" if near else "--help shows all"
+        )
+    if isinstance(error, flags.IllegalFlagValueError):
+        given = text.removesuffix(f": {error.__context__}")
+        kind = type(flag_values[given.lstrip("-").partition("=")[0]].default)
+        return f"{given}: must be {_KINDS[kind]}" if kind in _KINDS else text
+    if text.startswith("Missing value"):
+        flag = text.rpartition(" ")[2]
+        return f"{flag}: must have a value, as in {flag}=VALUE"
+    return text
 
 
 def _one_line(text: str) -> str:
@@ -150,7 +176,8 @@ def run() -> None:
         _run()
         sys.stdout.flush()
     except (UserError, Interrupted) as error:
-        print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that was closed, or for want of room
+            print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         # What Python still flushes at its end goes nowhere.
@@ -165,6 +192,11 @@ def _run() -> None:
     if any(word.lstrip("-").startswith("help") or word == "-h" for word in sys.argv[1:]):
         print(help_text())
         return
+    if len(sys.argv) == 1:
+        raise UsageError(
+            "no flags; --flagfile=FILE says what to run, such as --flagfile=flags/quickstart.flags, and "
+            "--help shows all"
+        )
     define_flags()
     config = parse(sys.argv)
     logging.set_verbosity(flags.FLAGS.verbosity)

@@ -42,6 +42,7 @@ _OF_ALL = (
 )
 # Ten colours of a marker, then those of the next: rows that share one differ in the other.
 _MARKS = rcsetup.cycler(marker=list("os^Dv*")) * matplotlib.rcParamsDefault["axes.prop_cycle"]
+_WIDE = 5.0  # a logarithmic axis of less may have no tick to read it by
 _NOTES = """
 Written by `python -m snn_tf.report`; each row is a folder here with the records of its stages, and is
 made by the flagfile of its name. Accuracies are on the whole test split, in %. Over three
@@ -163,21 +164,24 @@ def plot(
 ) -> None:
     """Test accuracy of the SNNs against a cost, as a PNG; bars are standard deviations over seeds."""
     drawing, axes = pyplot.subplots(figsize=(10.0, 5.5), layout="constrained")
-    for group, mark in zip(groups, itertools.cycle(_MARKS), strict=False):
+    costs = [statistics.mean(values(group)) for group in groups]
+    for group, cost, mark in zip(groups, costs, itertools.cycle(_MARKS), strict=False):
         accuracies = [100 * value for value in group.values(SNN, "test_accuracy")]
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
         axes.errorbar(
-            statistics.mean(values(group)),
+            cost,
             statistics.mean(accuracies),
             spread,
             linestyle="none",
             label=group.name,
             **mark,
         )
-    axes.set(xscale="log", xlabel=label, ylabel="test accuracy of the SNN (%)")
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    axes.set(xlabel=label, ylabel="test accuracy of the SNN (%)")
+    if max(costs) > _WIDE * min(costs):
+        axes.set(xscale="log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.3)
     for text in drawing.legend(loc="outside right upper", fontsize="x-small").get_texts():
         text.set_parse_math(False)

@@ -21,6 +21,8 @@ TRAIN_ANN, COMPRESS, CONVERT, TRAIN_SNN, EVALUATE, EXPORT = STAGES = (
     "export",
 )
 NETWORKS = ("vgg5", "vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "resnet12", "resnet20", "resnet34")
+FOLDER = "folder:"
+"""How a `--dataset` begins that is a folder of images."""
 METHODS = ("attention", "magnitude", "magnitude_uniform", "random", "dense")
 SALIENCIES = ("layer_magnitude", "magnitude", "weight_gradient", "fisher")
 # How the density of each method runs as published: what `--density_schedule=auto` stands for.
@@ -74,8 +76,8 @@ class Config:
         0, "The same in the SNN stage.", "Data", (TRAIN_SNN,), "pixels", low=0, high=4096)
     batch_size: int = setting(128, "Images in a step.", "Data", _TRAINING, "images", low=1)
     cache_gib: float = setting(
-        4.0, "A data set folder: larger than this is decoded while training, not kept in memory.",
-        "Data", (), "GiB", low=0)
+        4.0, "Images of folder: are decoded once and kept in memory if all together take at most this, "
+        "else decoded at every use.", "Data", (), "GiB", low=0)
 
     network: str = setting("vgg16", "Architecture.", "Network", STAGES, choices=NETWORKS)
     width: float = setting(
@@ -259,8 +261,8 @@ class Config:
         "call goes past a mask update, a checkpoint, a log point or an epoch's end.", "Execution", (),
         "steps", low=0)
     checkpoint_every: str = setting(
-        "0", "Steps between checkpoints, or minutes with an m, such as 10m; 0: an epoch.", "Execution",
-        (), "steps or minutes")
+        "0", "A whole number of steps between checkpoints, or of minutes with an m, such as 10m; 0: an "
+        "epoch.", "Execution", (), "steps or minutes")
     keep_checkpoints: int = setting(2, "Checkpoints kept per stage.", "Execution", low=1)
     on_nonfinite: str = setting(
         "stop", "What a step does whose loss or gradient is not finite. stop: ends the training at the "

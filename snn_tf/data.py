@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from snn_tf import image_folder, tfds_source
 from snn_tf.batches import evaluation_batches, steps_per_epoch, training_batches
-from snn_tf.config import Config
+from snn_tf.config import FOLDER, Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.splits import DataSpec, Split, hold_out
 
@@ -56,6 +56,12 @@ class Data:
     validation: Split
     test: Split
     class_names: Sequence[str]
+
+    def description(self) -> str:
+        """What was read, in one line."""
+        size = "x".join(map(str, self.spec.image_shape))
+        counts = ", ".join(f"{len(split)} {name}" for name, split in self._splits().items())
+        return f"{self.spec.name}, {self.spec.num_classes} classes, images of {size}: {counts}"
 
     def identity(self) -> dict[str, Any]:
         """What tells these examples from others as far as sizes, shapes and labels do; plain types."""
@@ -95,7 +101,7 @@ def load(config: Config) -> Data:
       UsageError: `--image_size` together with a data set whose images have a size, or a cutout as large
         as an image.
     """
-    from_folder = config.dataset.startswith(image_folder.PREFIX)
+    from_folder = config.dataset.startswith(FOLDER)
     if config.image_size and not from_folder:
         raise UsageError(f"--image_size={config.image_size}: must be 0 unless --dataset=folder:/path")
     if from_folder:

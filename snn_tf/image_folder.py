@@ -1,37 +1,48 @@
 """Data sets that are a folder of image files: `--dataset=folder:/path`.
 
 The folder holds a folder per class, or `train`, `test` and perhaps `validation` that each hold those.
-Labels number the training split's classes, sorted by name, from 0.
+Labels number the training split's classes, sorted by name, from 0. Images have one channel if all files
+are grey, else three. TensorFlow decodes them; what it passes over in a file, Pillow reads beforehand.
 """
 
+import collections
 import math
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import ExifTags, Image
 
-from snn_tf.config import Config
+from snn_tf.config import FOLDER, Config
 from snn_tf.errors import UserError
 from snn_tf.splits import ImageFiles, Split, hold_out, shape_of
 
-PREFIX = "folder:"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _SPLITS = ("train", "validation", "test")
 _TEST_FRACTION = 0.2
+# Kinds of pixels and formats, in Pillow's names; TensorFlow decodes no other format to one channel.
+_GREY = {"1", "L", "LA", "I;16"}
+_WITH_GREY = {"PNG", "JPEG"}
+_UPRIGHT = 1
 
 
 def load(config: Config) -> tuple[dict[str, Split], list[str]]:
-    """Lists the images of the folder that `config.dataset` names; none but the first is read yet.
+    """Lists the images of the folder that `config.dataset` names; none but the first is decoded yet.
+
+    Says which files it passes over, and how many have a rotation beside their pixels.
 
     Returns:
       Splits train, test (a fifth of train where the folder has none) and, if the folder has it,
       validation; and the names of the classes, by label.
 
     Raises:
-      UserError: the folder is not there, is not laid out so, or its first image is unreadable.
+      UserError: the folder is not there, is not laid out so, its first image is unreadable, or one is a
+        kind of BMP that TensorFlow takes for another.
     """
-    folder = Path(os.path.expanduser(config.dataset.removeprefix(PREFIX)))
-    if not folder.is_dir() or config.dataset == PREFIX:
+    folder = Path(config.dataset.removeprefix(FOLDER))
+    if not folder.is_dir() or config.dataset == FOLDER:
         raise UserError(f"--dataset={config.dataset}: there is no such folder")
     parts = {"train": folder}
     if (folder / "train").is_dir() and (folder / "test").is_dir():
@@ -44,7 +55,12 @@ def load(config: Config) -> tuple[dict[str, Split], list[str]]:
         raise UserError(
             f"{parts['train']}: must hold a folder per class, at least 2; found {len(classes)}"
         )
-    image_shape = _common_shape(listed["train"][classes[0]][0], config.image_size)
+    every = [path for files in listed.values() for paths in files.values() for path in paths]
+    channels = _channels(every)
+    height, width, _ = shape_of(listed["train"][classes[0]][0])
+    if config.image_size:
+        height = width = config.image_size
+    image_shape = height, width, channels
     splits = {}
     for split, files in listed.items():
         if unknown := sorted(set(files) - set(classes)):
@@ -87,10 +103,14 @@ def decode(splits: dict[str, Split], cache_gib: float) -> dict[str, Split]:
 def _class_files(folder: Path) -> dict[str, list[Path]]:
     """The image files of each class folder, everything sorted by name, hidden ones left out."""
     files = {}
+    passed_over = []
     for part in _listed(folder):
         if not part.is_dir():
+            passed_over.append(part)
             continue
-        images = [entry for entry in _listed(part) if entry.name.lower().endswith(_SUFFIXES)]
+        entries = _listed(part)
+        images = [entry for entry in entries if entry.name.lower().endswith(_SUFFIXES)]
+        passed_over += [entry for entry in entries if entry not in images]
         for entry in images:
             if not entry.is_file():
                 raise UserError(f"{entry.path}: is not a file, or leads to none")
@@ -100,7 +120,19 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
                 f"{part.path}: holds no images ({', '.join(_SUFFIXES)}); "
                 "in a folder of splits, train and test must be there"
             )
+    _say_passed_over(folder, passed_over)
     return files
+
+
+def _say_passed_over(folder: Path, entries: Iterable[os.DirEntry[str]]) -> None:
+    """Says what of a folder of classes is not read, by the ends of the names."""
+    kinds = collections.Counter(
+        "folders" if entry.is_dir() else Path(entry.name).suffix.lower() or "no suffix"
+        for entry in entries
+    )
+    if kinds:
+        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        print(f"data: warning: {folder}: not read are {kinds.total()} entries ({counts})")
 
 
 def _listed(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
@@ -121,9 +153,27 @@ def _labels(files: dict[str, list[Path]], classes: list[str]) -> np.ndarray:
     return np.repeat(np.arange(len(classes), dtype=np.int32), counts)
 
 
-def _common_shape(first: Path, image_size: int) -> tuple[int, int, int]:
-    """Shape of all images, from the first: one channel if it has one, else three."""
-    height, width, channels = shape_of(first)
-    if image_size:
-        height = width = image_size
-    return height, width, 1 if channels < 3 else 3
+def _channels(paths: list[Path]) -> int:
+    """Channels of all images: 1 if every file is grey, else 3. Says how many are to be rotated."""
+    with ThreadPoolExecutor() as pool:
+        headers = list(pool.map(_header, paths))
+    turned = sum(orientation != _UPRIGHT for _, orientation in headers)
+    if turned:
+        print(
+            f"data: warning: {turned} of {len(paths)} images have a rotation in their EXIF data, which "
+            "is not applied; turn their pixels, such as by mogrify -auto-orient"
+        )
+    return 1 if all(grey for grey, _ in headers) else 3
+
+
+def _header(path: Path) -> tuple[bool, int]:
+    """Whether a file is grey, and its EXIF orientation; of one that is unreadable, what asks nothing."""
+    try:
+        with Image.open(path) as image:
+            kind, pixels = image.format, image.mode
+            exif = image.getexif() if "exif" in image.info else {}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False, _UPRIGHT
+    if (kind, pixels) == ("BMP", "P"):
+        raise UserError(f"{path}: is a BMP with a palette; BMPs must be grey or of 24 bits")
+    return kind in _WITH_GREY and pixels in _GREY, exif.get(ExifTags.Base.Orientation, _UPRIGHT)

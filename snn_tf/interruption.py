@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a training finishes its step and saves it; everything else stops where it is.
+"""SIGTERM, SIGINT and SIGHUP: a training finishes its step and saves it; all else stops where it is.
 
 Every file is written beside its place and renamed, so that a stage may stop anywhere. A second SIGINT
 ends the process at once.
@@ -15,7 +15,7 @@ from types import FrameType
 
 from snn_tf.errors import Interrupted
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MOMENT = 0.01  # seconds
 
 
@@ -26,9 +26,9 @@ class _State:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Turns the two signals into `Interrupted` for the length of the block; only in the main thread.
+    """Turns the three signals into `Interrupted` for the length of the block; only in the main thread.
 
-    One that is ignored, as in a shell's background, stays so.
+    One that is ignored, as in a shell's background or under nohup, stays so.
     """
     before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
     hook = sys.unraisablehook

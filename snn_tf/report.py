@@ -1,9 +1,11 @@
 """Records as tables and figures. Loads no TensorFlow.
 
 `python -m snn_tf.report results` writes the table and the plots of all rows in a folder; with
-`--add RUN_DIR` it first takes the records of evaluated runs into it. `--into README.md` writes a short
-table between that page's lines `<!-- rows: results -->` and `<!-- end of rows -->`. `--headers flags`
-writes each row's time and accuracies into the header of the flagfile of its name.
+`--add RUN_DIR` it first takes the records of evaluated runs into it, as rows of their folders' names;
+what differs in the seed alone is one row of the table, named without `_seed0`. `--into README.md` writes
+a short table between that page's lines `<!-- rows: results -->` and `<!-- end of rows -->`. `--headers
+flags` writes each row's time and accuracies into the flagfile of its name, which has comments that begin
+with `# Expected time: ` and `# Expected numbers: `.
 """
 
 import argparse
@@ -124,9 +126,9 @@ def _energy_bars(axes: Any, record: Mapping[str, Any]) -> None:
         axes.bar(
             [place + shift for place in range(len(energies))], energies, 0.4, label=label, color=colour
         )
-    axes.set(yscale="log", ylabel="energy per image (µJ)")
-    axes.margins(y=0.4)  # room for the legend
-    axes.legend(title=tables.ENERGY_MODEL, loc="upper left")
+    axes.set(yscale="log", ylabel=f"energy per image (µJ)\n{tables.ENERGY_MODEL}")
+    # Above the bars, none of which it then covers.
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(pairs), frameon=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(argv)
     try:
-        for run_dir in given.add:
-            print(results.add(given.results, run_dir))
+        for row in results.add(given.results, given.add):
+            print(row)
         for path in comparison.write(given.results):
             print(path)
         if given.into:

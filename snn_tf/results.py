@@ -112,29 +112,46 @@ class Difference:
     interval: tuple[float, float] | None
 
 
-def add(results: pathlib.Path, run_dir: pathlib.Path) -> pathlib.Path:
-    """Takes the records of an evaluated run into `results`; returns the row's folder.
+def add(results: pathlib.Path, run_dirs: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Takes the records of evaluated runs into `results`, each as the row of its folder's name.
 
-    Where the run's machine keeps data is left out.
+    Where a run's machine keeps data is left out.
+
+    Returns:
+      The rows' folders.
 
     Raises:
-      UserError: the run has not been evaluated, has a damaged record, cannot be written, or
-        would take the place of another.
+      UserError: two runs have one name, or one has not been evaluated, has a damaged record or would
+        take the place of another row, and nothing is written; or it cannot be written.
     """
+    named: dict[str, pathlib.Path] = {}
+    for run_dir in run_dirs:
+        name = run_dir.resolve().name
+        if named.setdefault(name, run_dir) != run_dir:
+            raise UserError(
+                f"--add: {named[name]} and {run_dir} would both be the row {name}, after their folders' "
+                f"name; rename one, such as to NETWORK_{name}"
+            )
+    rows = {results / name: _records_of(results / name, run_dir) for name, run_dir in named.items()}
+    for row, records in rows.items():
+        for stage in set(STAGES) - records.keys():
+            (row / f"{stage}.json").unlink(missing_ok=True)
+        for stage, record in records.items():
+            path = row / ("record.json" if stage == EVALUATE else f"{stage}.json")
+            files.write_json(path, record)
+    return list(rows)
+
+
+def _records_of(row: pathlib.Path, run_dir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The records of a run that may become `row`, by stage. Raises `UserError` as `add` does."""
     source = run_dir / EVALUATE / "record.json"
     if not source.exists():
         raise UserError(f"{run_dir}: has no {EVALUATE}/record.json; run --stage={EVALUATE} first")
-    row = results / run_dir.resolve().name
     if (row / "record.json").exists():
         _check_same(_read_row(row / "record.json"), _read_row(source))
     _check_evaluated_last(run_dir)
     made = {stage: run_dir / stage / "record.json" for stage in STAGES}
-    taken = {stage: _published(path) for stage, path in made.items() if path.exists()}
-    for stage in made.keys() - taken.keys():
-        (row / f"{stage}.json").unlink(missing_ok=True)
-    for stage, record in taken.items():
-        files.write_json(row / ("record.json" if stage == EVALUATE else f"{stage}.json"), record)
-    return row
+    return {stage: _published(path) for stage, path in made.items() if path.exists()}
 
 
 def _check_evaluated_last(run_dir: pathlib.Path) -> None:
@@ -179,7 +196,7 @@ def _check_same(there: Row, new: Row) -> None:
         if theirs[name] != value:
             raise UserError(
                 f"--add: the row {there.name} has --{name}={value}, the run --{name}={theirs[name]}; "
-                "take another folder of rows"
+                "rename the run's folder, or take another folder of rows"
             )
 
 

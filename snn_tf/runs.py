@@ -74,10 +74,10 @@ class StageFolder:
                 raise UserError(
                     f"{self.run_dir}: is a stage's folder; give the run's, {self.run_dir.parent}"
                 )
-            raise UserError(
-                f"{self.path}: stage {self.stage} has not finished; "
-                f"run --stage={self.stage} of --run_dir={self.run_dir} first"
-            )
+            lacking = f"{self.path}: stage {self.stage} has not finished"
+            if not self.run_dir.is_dir():
+                lacking = f"{self.run_dir}: there is no such run folder"
+            raise UserError(f"{lacking}; run --stage={self.stage} of --run_dir={self.run_dir} first")
         found = read_json(self.path / "record.json")
         if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
             raise UserError(f"{self.path / 'record.json'}: is not the record of a stage")

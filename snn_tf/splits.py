@@ -179,7 +179,10 @@ def _check_png(path: str) -> None:
     if colour in _PNG_WITH_ALPHA or b"tRNS" in content.numpy():
         alpha = tf.io.decode_png(content, channels=4)[..., 3]
         if int(tf.reduce_min(alpha)) < 255:
-            raise UserError(f"{path}: is transparent in places; images must be opaque")
+            raise UserError(
+                f"{path}: is transparent in places; images must be opaque, as mogrify -background white "
+                "-alpha remove -alpha off makes them"
+            )
 
 
 @contextlib.contextmanager

@@ -81,6 +81,7 @@ def run(config: Config) -> None:
     """
     made_by = commit()
     config = execution.resolve(config)
+    _warn_of_rounding(config)
     source = functools.cache(lambda: _loaded(config))
     for stage in config.stages():
         interruption.check()
@@ -105,18 +106,28 @@ def run(config: Config) -> None:
     _say_results(config)
 
 
+def _warn_of_rounding(config: Config) -> None:
+    """Says before the first stage that neurons will not round as activations do."""
+    if configs.CONVERT in config.stages() and config.activation_levels and not config.initial_membrane:
+        print(
+            f"{configs.CONVERT}: warning: --activation_levels={config.activation_levels} round to the "
+            "nearest, neurons down; --initial_membrane=0.5 lets them round alike"
+        )
+
+
 def _loaded(config: Config) -> data.Data:
     """The data, which are those that the run began with."""
     source = data.load(config)
     check_data(config, source.identity())
+    print(f"data: {source.description()}")
     return source
 
 
 def train_ann(config: Config, source: data.Data, folder: StageFolder) -> Facts:
-    """The dense meta-model. What makes its compression impossible is said before the training."""
+    """The dense meta-model. What speaks against its compression is said before the training."""
     model = models.build(config, "relu", source.spec)
     if configs.COMPRESS in config.stages() and config.method != "dense":
-        pruners.make_pruner(model, config, data.steps_per_epoch(source.train, config.batch_size))
+        _pruner(model, config, source)
     initialise(model, config.stage_seed(folder.stage))
     recipe = Recipe.of(config, folder.stage)
     trainer = training.Trainer(config, recipe, model, CrossEntropy(model, config), source, folder)
@@ -135,10 +146,7 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     teacher.trainable = False
     neuron = "quantised_relu" if config.activation_levels else "relu"
     student = models.build(config, neuron, source.spec)
-    per_epoch = data.steps_per_epoch(source.train, config.batch_size)
-    pruner = pruners.make_pruner(student, config, per_epoch)
-    for warning in pruner.schedule.misfits():
-        print(f"{folder.stage}: warning: {warning}")
+    pruner = _pruner(student, config, source)
     seed = config.stage_seed(folder.stage)
     densities = pruner.start(seed)
     if config.student_start == "meta_model":
@@ -159,13 +167,17 @@ def compress(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     return _trained(trainer, result) | measurements.of_weights(model, teacher)
 
 
+def _pruner(model: keras.Model, config: Config, source: data.Data) -> pruners.Pruner:
+    """The masks of a student, with warnings of what its stage is too short for."""
+    per_epoch = data.steps_per_epoch(source.train, config.batch_size)
+    pruner = pruners.make_pruner(model, config, per_epoch)
+    for warning in pruner.schedule.misfits():
+        print(f"{configs.COMPRESS}: warning: {warning}")
+    return pruner
+
+
 def convert(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     """The compressed ANN as an SNN, thresholds calibrated."""
-    if config.activation_levels and not config.initial_membrane:
-        print(
-            f"{folder.stage}: warning: --activation_levels={config.activation_levels} round to the "
-            "nearest, neurons down; --initial_membrane=0.5 lets them round alike"
-        )
     compressed = model_of(config, configs.COMPRESS)
     batches = _calibration_batches(config, source)
     converted = conversion.convert(pruning.unwrap(compressed), config, batches)

@@ -4,8 +4,11 @@ TFDS raises exceptions of every kind and prints freely; from here come one line 
 """
 
 import contextlib
+import difflib
 import io
 import logging
+import os
+import re
 import sys
 from collections.abc import Iterator
 
@@ -60,12 +63,9 @@ def _prepared(config: Config) -> tfds.core.DatasetBuilder:
     """The builder of the data set, prepared now if it was not."""
     name, tiny = config.dataset, config.dataset == "tiny_imagenet"
     where = config.data_dir or constants.DATA_DIR
-    remedy = (
-        "--manual_dir=FOLDER with tiny-imagenet-200.zip" if tiny else "--data_dir=FOLDER that holds it"
-    )
     with _reported(
         f"--dataset={name}: not prepared in {where} and could not be downloaded or prepared",
-        f"give {remedy}, or run where the network is reachable",
+        _remedy(name),
     ):
         if tiny:
             builder = tiny_imagenet.builder(config.data_dir, config.manual_dir)
@@ -79,6 +79,22 @@ def _prepared(config: Config) -> tfds.core.DatasetBuilder:
             settings = tfds.download.DownloadConfig(manual_dir=config.manual_dir or None)
             builder.download_and_prepare(download_config=settings)
     return builder
+
+
+def _remedy(name: str) -> str:
+    """What helps if a data set is not there: another name, or where to look for it."""
+    known = ["tiny_imagenet", *tfds.list_builders(with_community_datasets=False)]
+    family = re.split("[:/]", name)[0]
+    if family not in known and os.path.isdir(name):
+        return f"if it is a folder of images, give --dataset=folder:{name}"
+    if family not in known:
+        near = difflib.get_close_matches(family.lower(), known)
+        names = f", such as {', '.join(near)}" if near else ""
+        return f"give a name that TFDS knows{names}, or --dataset=folder:/path"
+    place = "--data_dir=FOLDER that holds it"
+    if name == "tiny_imagenet":
+        place = "--manual_dir=FOLDER with tiny-imagenet-200.zip"
+    return f"give {place}, or run where the network is reachable"
 
 
 def _image_and_label(

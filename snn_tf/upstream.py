@@ -146,12 +146,12 @@ def _of_snn_start(config: Config) -> list[str]:
 def _check_settings(flag: str, folder: StageFolder, config: Config, names: list[str]) -> None:
     """Raises `UsageError` if a stage of another run, given by a flag, was made with other settings."""
     made_with = folder.record()["config"]
-    for name in names:
-        made = made_with.get(name, getattr(Config, name))
-        if made != getattr(config, name):
-            raise UsageError(
-                f"{flag}: trained with --{name}={made}, not --{name}={getattr(config, name)}"
-            )
+    made = {name: made_with.get(name, getattr(Config, name)) for name in names}
+    changed = [name for name in names if made[name] != getattr(config, name)]
+    if changed:
+        theirs = " ".join(f"--{name}={made[name]}" for name in changed)
+        ours = " ".join(f"--{name}={getattr(config, name)}" for name in changed)
+        raise UsageError(f"{flag}: trained with {theirs}, not {ours}")
 
 
 def _check_fits(flag: str, model: keras.Model, config: Config, spec: DataSpec) -> None:

@@ -14,15 +14,19 @@ from snn_tf.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 MISTAKES = {
-    "unknown flag": (["--bogus=1"], "'bogus'"),
-    "typo": (["--tempreature=2"], "Did you mean: temperature"),
+    "nothing": ([], "no flags; --flagfile=FILE says what to run"),
+    "unknown flag": (["--bogus=1"], "--bogus: is no flag; --help shows all"),
+    "typo": (["--tempreature=2"], "--tempreature: is no flag; near are --temperature"),
+    "typo of the flagfile": (["--flagfil=a"], "--flagfil: is no flag; near are --flagfile"),
     "very long name": ([f"--{'x' * 5000}=1"], "xxx...: there is no flag with so long a name"),
-    "not a number": (["--density=half"], "--density=half"),
-    "value of two lines": (["--density=0.1\n0.2"], "--density=0.1 0.2"),
-    "not a whole number": (["--timesteps=1.5"], "--timesteps=1.5"),
-    "not a boolean": (["--overwrite=maybe"], "--overwrite=maybe"),
+    "not a number": (["--density=half"], "--density=half: must be a number"),
+    "value of two lines": (["--density=0.1\n0.2"], "--density=0.1 0.2: must be a number"),
+    "not a whole number": (["--timesteps=1.5"], "--timesteps=1.5: must be a whole number"),
+    "not a boolean": (["--overwrite=maybe"], "--overwrite=maybe: must be true or false"),
     "not steps": (["--profile_steps=a,b"], "--profile_steps=a,b: must be whole numbers, such as 10,20"),
-    "missing value": (["--density"], "density"),
+    "missing value": (["--density"], "--density: must have a value, as in --density=VALUE"),
+    "value with a colon": (["--density=a: b"], "--density=a: b: must be a number"),
+    "not a number of absl's": (["--verbosity=high"], "--verbosity=high: must be a whole number"),
     "out of range": (["--density=2"], "--density=2.0: must be in (0, 1]"),
     "not finite": (["--attention=nan"], "--attention=nan: must be at least 0"),
     "unknown choice": (["--structure=blocks"], "--structure=blocks: must be one of irregular, channel"),
@@ -161,12 +165,27 @@ def test_output_without_room_is_one_line():
     assert result.stderr == "train.py: output: No space left on device\n"
 
 
+def test_line_without_room_leaves_the_exit_code():
+    command = f"{sys.executable} train.py --bogus=1 2> /dev/full"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, timeout=60)
+    assert result.returncode == UsageError.exit_code
+
+
 def test_home_is_known_in_the_folders_of_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     flag_values = flags.FlagValues()
     cli.define_flags(flag_values)
     config = cli.parse(["train.py", "--run_dir=~/runs/a", "--meta_model=~/runs/b"], flag_values)
     assert [config.run_dir, config.meta_model] == [f"{tmp_path}/runs/{name}" for name in "ab"]
+
+
+@pytest.mark.parametrize("spelling", ["~/a", "~/a/", "~/b/../a", "~//a/."])
+def test_folder_of_images_is_one_setting_however_it_is_spelled(tmp_path, monkeypatch, spelling):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flag_values = flags.FlagValues()
+    cli.define_flags(flag_values)
+    config = cli.parse(["train.py", f"--dataset=folder:{spelling}"], flag_values)
+    assert config.dataset == f"folder:{tmp_path}/a"
 
 
 @pytest.mark.parametrize("quiet", [True, False])

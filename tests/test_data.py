@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.datasets import load_digits
 
 from snn_tf import data, tfds_source, tiny_imagenet
@@ -358,6 +358,57 @@ def test_folder_of_coloured_images_turns_grey_ones_to_three_channels(tmp_path):
     np.testing.assert_array_equal(loaded.test.images[0], np.stack([grey] * 3, axis=-1))
 
 
+def test_folder_whose_first_image_is_grey_keeps_the_colours_of_others(tmp_path):
+    coloured = noise(1, 6, 5, 3)
+    for name in ("ant", "cat"):
+        write(tmp_path / "train" / name / "0.png", noise(0, 6, 5))
+        write(tmp_path / "train" / name / "1.png", noise(0, 6, 5))
+        write(tmp_path / "test" / name / "0.png", coloured)
+    loaded = data.load(Config(dataset=f"folder:{tmp_path}"))
+    np.testing.assert_array_equal(loaded.test.images, [coloured, coloured])
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif"])
+def test_folder_of_grey_images_that_tensorflow_gives_three_channels_is_read(tmp_path, suffix):
+    grey = noise(0, 6, 5)
+    for name in ("ant", "cat"):
+        for number in range(3):
+            write(tmp_path / name / f"{number}.{suffix}", grey)
+    loaded = data.load(Config(dataset=f"folder:{tmp_path}"))
+    np.testing.assert_array_equal(loaded.train.images[0], np.stack([grey] * 3, axis=-1))
+
+
+def test_folder_says_what_it_does_not_read(tmp_path, capsys):
+    make_folder(tmp_path, 3)
+    data.load(Config(dataset=f"folder:{tmp_path}"))
+    assert capsys.readouterr().out == ""
+    (tmp_path / "cat" / "deeper").mkdir()
+    for path in ("cat/a.webp", "ant/b.WEBP", "labels.csv", "cat/.hidden", "ant/LICENSE"):
+        (tmp_path / path).write_bytes(b"")
+    data.load(Config(dataset=f"folder:{tmp_path}"))
+    assert capsys.readouterr().out == (
+        f"data: warning: {tmp_path}: not read are 5 entries (.webp 2, no suffix 1, folders 1, .csv 1)\n"
+    )
+
+
+def test_folder_of_photos_whose_rotation_stands_beside_the_pixels_is_warned_of(tmp_path, capsys):
+    make_folder(tmp_path, 3)
+    for number, orientation in enumerate((1, 3, 6)):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        path = tmp_path / "cat" / f"photo{number}.jpg"
+        Image.fromarray(noise(number, 6, 5, 3)).save(path, exif=exif)
+    data.load(Config(dataset=f"folder:{tmp_path}"))
+    assert "data: warning: 2 of 9 images have a rotation in their EXIF data" in capsys.readouterr().out
+
+
+def test_data_are_described_in_a_line(tmp_path):
+    make_folder(tmp_path, 10)
+    loaded = data.load(Config(dataset=f"folder:{tmp_path}", validation_fraction=0.25))
+    counts = "12 train, 4 validation, 4 test"
+    assert loaded.description() == f"folder:{tmp_path}, 2 classes, images of 6x5x3: {counts}"
+
+
 def test_folder_resizes_with_the_triangle_filter(tmp_path):
     make_folder(tmp_path / "train", 2)
     image = noise(0, 40, 30, 3)
@@ -474,6 +525,10 @@ def giant(path: Path) -> None:
     path.write_bytes(content)
 
 
+def palette_bmp(path: Path) -> None:
+    Image.fromarray(noise(0, 6, 5, 3)).quantize(8).save(path, "bmp")
+
+
 @pytest.mark.parametrize("gib", [1.0, 0.0])
 @pytest.mark.parametrize(
     "make, said",
@@ -482,6 +537,7 @@ def giant(path: Path) -> None:
         (with_alpha(254), "is transparent in places; images must be opaque"),
         (grey_with_alpha, "is transparent in places; images must be opaque"),
         (transparent_palette, "is transparent in places; images must be opaque"),
+        (palette_bmp, "is a BMP with a palette; BMPs must be grey or of 24 bits"),
         (truncated_jpeg, "cannot be read as an image"),
         (giant, "cannot be read as an image"),
         (lambda path: path.write_bytes(b""), "cannot be read as an image"),
@@ -489,7 +545,19 @@ def giant(path: Path) -> None:
         (lambda path: os.mkfifo(path), "is not a file, or leads to none"),
         (lambda path: path.symlink_to("nowhere"), "is not a file, or leads to none"),
     ],
-    ids=["16 bits", "alpha", "grey alpha", "palette", "cut", "giant", "empty", "folder", "pipe", "link"],
+    ids=[
+        "16 bits",
+        "alpha",
+        "grey alpha",
+        "palette",
+        "bmp",
+        "cut",
+        "giant",
+        "empty",
+        "folder",
+        "pipe",
+        "link",
+    ],
 )
 def test_folder_with_an_image_that_is_none_or_would_lose_something_names_it(tmp_path, make, said, gib):
     make_folder(tmp_path, 4)
@@ -640,6 +708,20 @@ def test_tfds_download_that_fails_says_where_it_looked_and_what_to_do(toy, tmp_p
 @pytest.mark.parametrize("name", ["snn_no_such_set", "No such name!", "snn_toy/no_such_config"])
 def test_tfds_name_that_is_unknown_is_refused(name, tmp_path):
     assert refusal(dataset=name, data_dir=str(tmp_path)).startswith(f"--dataset={name}: not prepared in")
+
+
+@pytest.mark.parametrize(
+    "name, remedy",
+    [
+        ("CIFAR10", "give a name that TFDS knows, such as cifar10, "),
+        ("tiny-imagenet", "give a name that TFDS knows, such as tiny_imagenet, "),
+        ("./nowhere", "give a name that TFDS knows, or --dataset=folder:/path"),
+        ("{folder}", "if it is a folder of images, give --dataset=folder:{folder}"),
+    ],
+)
+def test_tfds_name_that_is_unknown_gets_near_ones_or_a_folders_spelling(name, remedy, tmp_path):
+    name, remedy = (text.format(folder=tmp_path) for text in (name, remedy))
+    assert f"; {remedy}" in refusal(dataset=name, data_dir=str(tmp_path))
 
 
 def test_tfds_folder_that_cannot_be_written_is_refused(toy, tmp_path):

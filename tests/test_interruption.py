@@ -12,7 +12,7 @@ from snn_tf import interruption
 from snn_tf.errors import Interrupted, UserError
 from snn_tf.lock import locked
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 def send(number: signal.Signals) -> None:

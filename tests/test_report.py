@@ -163,6 +163,15 @@ def test_figure_says_network_compression_and_accuracies(tmp_path, monkeypatch):
     assert "SNN 80.00 %, dense ANN 90.00 %" in title
 
 
+def test_legend_of_the_figure_covers_no_bar(tmp_path, monkeypatch):
+    figure = drawn(evaluated(), tmp_path / "layers.png", monkeypatch)
+    figure.canvas.draw()
+    energy = figure.axes[2]
+    legend = energy.get_legend().get_window_extent()
+    assert not any(bar.get_window_extent().overlaps(legend) for bar in energy.patches)
+    assert not any(axes.get_window_extent().overlaps(legend) for axes in figure.axes[:2])
+
+
 def test_figure_of_data_with_dollars_in_their_name_is_drawn(tmp_path):
     made = evaluated() | {"config": {"network": "vgg5", "dataset": "folder:/d/$a_b_c$"}}
     report.figure(made, tmp_path / "layers.png")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -382,12 +383,13 @@ def test_plots_are_pictures(rows):
     assert "](accuracy_energy.png)" in (rows / "README.md").read_text()
 
 
-def plotted(groups, rows, monkeypatch):
-    """The figure that `plot` writes and closes."""
+def plotted(groups, rows, monkeypatch, costs=(7.0,)):
+    """The figure that `plot` writes and closes; the groups' costs are taken in turn."""
+    costs = itertools.cycle(costs)
     kept = []
     with monkeypatch.context() as patched:
         patched.setattr(comparison.pyplot, "close", kept.append)
-        comparison.plot(groups, rows / "x.png", "label", lambda group: [7.0])
+        comparison.plot(groups, rows / "x.png", "label", lambda group: [next(costs)])
     comparison.pyplot.close(kept[0])
     return kept[0]
 
@@ -417,13 +419,15 @@ def test_row_with_dollars_in_its_name_is_plotted(rows, monkeypatch):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["$a_b_c$"]
 
 
-def test_plots_label_an_axis_of_less_than_a_decade_with_plain_numbers(rows, monkeypatch):
-    figure = plotted(results.read(rows), rows, monkeypatch)
+@pytest.mark.parametrize("costs", [(0.55, 8.5), (33.0, 36.0), (7.0,), (120.0, 170.0)])
+def test_plots_label_their_costs_with_plain_numbers_however_near_they_lie(rows, monkeypatch, costs):
+    figure = plotted(results.read(rows), rows, monkeypatch, costs)
     (axes,) = figure.axes
-    axes.set_xlim(0.55, 8.5)
     figure.canvas.draw()
+    low, high = axes.get_xlim()
     labels = [label.get_text() for label in axes.get_xticklabels() if label.get_text()]
-    assert [label for label in labels if 0.55 <= float(label) <= 8.5] == ["1", "2", "3", "5"]
+    assert len([label for label in labels if low <= float(label.replace("−", "-")) <= high]) >= 3
+    assert axes.get_xscale() == ("log" if costs == (0.55, 8.5) else "linear")
 
 
 def test_add_takes_the_records_of_an_evaluated_run(tmp_path, capsys):
@@ -466,12 +470,30 @@ def test_add_replaces_no_row_of_other_settings(tmp_path, change):
     before = (folder / "dense" / "record.json").read_bytes()
     (name,) = change
     with pytest.raises(UserError, match=f"the row dense has --{name}="):
-        results.add(folder, run_dir)
+        results.add(folder, [run_dir])
     assert (folder / "dense" / "record.json").read_bytes() == before
     put(tmp_path, "again", record(answers(5), answers(4), lif="native"))
     (tmp_path / "again" / "record.json").rename(run_dir / "evaluate" / "record.json")
-    results.add(folder, run_dir)
+    results.add(folder, [run_dir])
     assert (folder / "dense" / "record.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("fault", ["same name", "not evaluated"])
+def test_add_of_several_runs_takes_all_or_none(tmp_path, capsys, fault):
+    folder, runs = tmp_path / "results", [tmp_path / "a" / "seed0", tmp_path / "b" / "seed1"]
+    put(runs[0], "evaluate", record(answers(3), answers(4)))
+    put(runs[1], "evaluate", record(answers(3), answers(4), seed=1))
+    words = [str(folder), "--add", *map(str, runs)]
+    if fault == "same name":
+        runs[1].rename(tmp_path / "b" / "seed0")
+        words[-1] = str(tmp_path / "b" / "seed0")
+        said = f"{runs[0]} and {words[-1]} would both be the row seed0"
+    else:
+        (runs[1] / "evaluate" / "record.json").unlink()
+        said = f"{runs[1]}: has no evaluate/record.json"
+    assert report.main(words) == 1
+    assert said in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_add_takes_no_evaluation_of_an_older_training(tmp_path):
@@ -482,10 +504,10 @@ def test_add_takes_no_evaluation_of_an_older_training(tmp_path):
     built_on = run_dir / "evaluate" / "stage.json"
     built_on.write_text(json.dumps({"upstream": "old"}))
     with pytest.raises(UserError, match=r"train_snn was run again after evaluate; run --stage=evaluate"):
-        results.add(folder, run_dir)
+        results.add(folder, [run_dir])
     assert not folder.exists()
     built_on.write_text(json.dumps({"upstream": "new"}))
-    assert results.add(folder, run_dir) == folder / "row"
+    assert results.add(folder, [run_dir]) == [folder / "row"]
 
 
 def test_add_leaves_nothing_of_stages_that_the_run_no_longer_has(tmp_path):
@@ -493,9 +515,9 @@ def test_add_leaves_nothing_of_stages_that_the_run_no_longer_has(tmp_path):
     made = record(answers(3), answers(4))
     for stage in ("train_ann", "evaluate"):
         put(run_dir, stage, made | {"seconds": 7})
-    results.add(folder, run_dir)
+    results.add(folder, [run_dir])
     shutil.rmtree(run_dir / "train_ann")
-    results.add(folder, run_dir)
+    results.add(folder, [run_dir])
     assert [path.name for path in (folder / "row").iterdir()] == ["record.json"]
 
 

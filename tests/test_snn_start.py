@@ -140,7 +140,7 @@ def test_stages_before_are_found_through_a_chain_of_runs(first, tmp_path):
         (
             {"snn_start": "{new}/nowhere"},
             UserError,
-            "stage train_snn has not finished; run --stage=train_snn of --run_dir={new}/nowhere first",
+            "nowhere: there is no such run folder; run --stage=train_snn of --run_dir={new}/nowhere",
         ),
         (
             {"snn_start": "{first}", "validation_fraction": 0.2},

@@ -331,10 +331,12 @@ def test_folder_of_a_stage_is_not_taken_for_that_of_a_run(tmp_path, teacher):
 
 def test_teacher_that_is_not_there_is_named_by_the_stage_it_stands_for(tmp_path):
     config = config_of(tmp_path, configs.TRAIN_ANN, meta_model=str(tmp_path / "missing"))
+    folder, remedy = tmp_path / "missing", "; run --stage=train_ann of --run_dir="
     line = refusal(UserError, config)
-    assert line.startswith(
-        f"{tmp_path / 'missing' / configs.TRAIN_ANN}: stage train_ann has not finished"
-    )
+    assert line.startswith(f"{folder}: there is no such run folder{remedy}{folder}")
+    folder.mkdir()
+    line = refusal(UserError, config)
+    assert line.startswith(f"{folder / configs.TRAIN_ANN}: stage train_ann has not finished{remedy}")
 
 
 def test_stage_is_refused_where_one_before_it_was_left_behind(tmp_path):
@@ -458,6 +460,15 @@ def test_teacher_of_another_network_is_refused_before_training(tmp_path, teacher
     )
 
 
+def test_teacher_that_differs_in_several_settings_is_told_them_all(tmp_path, teacher):
+    given = {"network": "vgg9", "width": 0.5}
+    config = config_of(tmp_path, configs.COMPRESS, meta_model=str(teacher), **given)
+    made = record(teacher, configs.TRAIN_ANN)["config"]
+    theirs = f"--network={made['network']} --width={made['width']}"
+    line = refusal(UsageError, config)
+    assert line == f"--meta_model={teacher}: trained with {theirs}, not --network=vgg9 --width=0.5"
+
+
 def with_model(tmp_path, teacher, model) -> Path:
     """A copy of the teacher's run folder that holds another model."""
     folder = tmp_path / "other" / configs.TRAIN_ANN
@@ -563,6 +574,21 @@ def test_impossible_compression_is_said_before_the_meta_model_is_trained(tmp_pat
     monkeypatch.setattr(training.Trainer, "run", lambda trainer: pytest.fail("training began"))
     config = config_of(tmp_path, *stage, density=1e-4)
     assert "--density=0.0001: must be at least 0.0" in refusal(UsageError, config)
+
+
+def test_what_settings_alone_make_unwise_is_said_before_the_meta_model_is_trained(
+    tmp_path, monkeypatch, capsys
+):
+    def begin(trainer):
+        raise UserError("training began")
+
+    monkeypatch.setattr(training.Trainer, "run", begin)
+    settings = {"activation_levels": 3, "density_schedule": "cubic", "mask_update": 0}
+    line = refusal(UserError, config_of(tmp_path, *configs.STAGES, **settings))
+    assert line == "training began"
+    said = capsys.readouterr().out
+    assert "compress: warning: the density reaches 0.3 after the last step" in said
+    assert "convert: warning: --activation_levels=3 round to the nearest" in said
 
 
 def test_convert_warns_of_thresholds_that_no_current_reaches(student, capsys):
