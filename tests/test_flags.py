@@ -15,7 +15,7 @@ from snn_tf.results import Row, read
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, SMALL = "--flagfile=flags/base.flags", "--flagfile=flags/small.flags"
-SHARED = ("base", "small", "ablation/shared", "headline/shared")
+SHARED = ("base", "small", "ablation/shared", "headline/shared", "others/shared")
 NAMES = sorted(
     path.relative_to(ROOT / "flags").with_suffix("").as_posix()
     for path in (ROOT / "flags").rglob("*.flags")
