@@ -1,6 +1,7 @@
 # make quickstart   the whole pipeline in little: flags/quickstart.flags
 # make test         the fast tests
-# make check        format, lint, types, the fast tests and the audit
+# make check        the lint, the fast tests and the audit
+# make lint         format, lint and types
 # make audit        known vulnerabilities of what is installed; skipped where they cannot be looked up
 # make faults       runs that are killed, checkpoints that are damaged, disks that are full
 # make fuzz         10,100 broken inputs in one process, 50 on the command line
@@ -14,7 +15,7 @@ MINUTES ?= 60
 version_ok = $(shell $(PYTHON) -c 'import sys; print("yes" * ((3, 11) <= sys.version_info < (3, 14)))' 2>/dev/null)
 install = $(1)/bin/pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: quickstart test check audit faults fuzz soak bench
+.PHONY: quickstart test check lint audit faults fuzz soak bench
 
 quickstart: .venv/core.stamp
 	.venv/bin/python train.py --flagfile=flags/quickstart.flags
@@ -25,12 +26,12 @@ test: .venv/test.stamp
 faults: .venv/test.stamp
 	.venv/bin/python -m pytest -m slow -s tests/faults
 
-check: .venv/test.stamp
+check: lint test audit
+
+lint: .venv/test.stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -n 2 --dist loadfile
-	.venv/bin/python tests/audit.py
 
 audit: .venv/test.stamp
 	.venv/bin/python tests/audit.py

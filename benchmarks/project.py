@@ -29,12 +29,15 @@ SPEC = data.DataSpec("noise", (SIDE, SIDE, 3), CLASSES, "none", (0.0,) * 3, (1.0
 RECIPE = Recipe("adam", LEARNING_RATE, weight_decay=0.0, epochs=1)
 # As many as CIFAR-10's training split gives at a batch size of 128.
 STEPS_PER_EPOCH = 351
+# A network is measured as sparse as --density says: masks that fall to it begin dense.
+DENSITY_SCHEDULE = "constant"
 
 
 def define_settings(**defaults) -> None:
     """Defines `train.py`'s flags for a program, with defaults of its own."""
     cli.define_flags()
-    for name, value in {"dropout": 0.0, "head_dropout": 0.0, **defaults}.items():
+    common = {"dropout": 0.0, "head_dropout": 0.0, "density_schedule": DENSITY_SCHEDULE}
+    for name, value in {**common, **defaults}.items():
         flags.FLAGS.set_default(name, value)
 
 
@@ -66,6 +69,7 @@ def settings(**changes) -> Config:
         "dropout": 0.0,
         "head_dropout": 0.0,
         "surrogate_scale": SURROGATE_SCALE,
+        "density_schedule": DENSITY_SCHEDULE,
     }
     return execution.resolve(Config(**{**common, **changes}))
 

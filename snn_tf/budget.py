@@ -121,7 +121,7 @@ def plan_update(
     active: Counts,
     budget: Budget,
     p: float,
-    room: Counts | None = None,
+    room: Counts,
 ) -> Churn:
     """How many weights each layer loses and gains.
 
@@ -136,7 +136,7 @@ def plan_update(
       active: active weights of each layer.
       budget: cost that may be active.
       p: share offered, in [0, 1].
-      room: weights that each layer may grow; None: all its inactive ones.
+      room: weights that each layer may grow.
 
     Raises:
       ValueError: the active weights cost more than the target.
@@ -144,7 +144,6 @@ def plan_update(
     unspent = budget.target - budget.cost(active)
     if unspent < 0:
         raise ValueError(f"active weights cost {budget.cost(active)}, the target is {budget.target}")
-    room = room or {name: size - active[name] for name, size in budget.sizes.items()}
     offered = {
         name: max(0, min(int(p * active[name]), room[name], active[name] - floor))
         for name, floor in budget.floors.items()

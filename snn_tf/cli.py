@@ -23,7 +23,7 @@ from snn_tf.lock import locked
 from snn_tf.settings import setting_of, shown
 
 _LONGEST_NAME = 100
-_FOLDERS = ("run_dir", "meta_model", "snn_start")
+_FOLDERS = ("run_dir", "meta_model", "snn_start", "data_dir", "manual_dir")
 _EPILOGUE = """
 Flags may stand in a file, one per line: --flagfile=FILE, several times and nested. The last value
 given wins, so what overrides a file follows it. What is False or True is set by --batch_norm and
@@ -105,14 +105,14 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> C
             raise UsageError(f"{_one_line(word[:40])}...: there is no flag with so long a name")
     try:
         rest = flag_values([argv[0], *words])
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:
         raise UsageError(_one_line(_refusal(error, flag_values))) from error
     if len(rest) > 1:
         raise UsageError(f"{_one_line(rest[1])}: flags start with --, such as --density=0.05")
     return config_from_flags(flag_values)
 
 
-def _refusal(error: flags.Error, flag_values: flags.FlagValues) -> str:
+def _refusal(error: Exception, flag_values: flags.FlagValues) -> str:
     """What absl found wrong, as the flag, its value and what is allowed."""
     text = str(error).removeprefix("flag ")
     if isinstance(error, flags.UnrecognizedFlagError):
@@ -189,7 +189,7 @@ def run() -> None:
 
 
 def _run() -> None:
-    if any(word.lstrip("-").startswith("help") or word == "-h" for word in sys.argv[1:]):
+    if any(word in ("-h", "help") or word.startswith(("-help", "--help")) for word in sys.argv[1:]):
         print(help_text())
         return
     if len(sys.argv) == 1:

@@ -12,10 +12,8 @@ from matplotlib import pyplot, rcsetup, ticker
 
 from snn_tf import files
 from snn_tf.errors import UserError, first_line
-from snn_tf.results import Group, read, seconds
+from snn_tf.results import COMPRESSED, FEW, SNN, Group, read, seconds
 from snn_tf.tables import (
-    COMPRESSED,
-    SNN,
     comparisons,
     devices,
     energies,
@@ -162,12 +160,15 @@ def _accuracies(group: Group) -> str:
 def plot(
     groups: Sequence[Group], path: pathlib.Path, label: str, values: Callable[[Group], list[float]]
 ) -> None:
-    """Test accuracy of the SNNs against a cost, as a PNG; bars are standard deviations over seeds."""
+    """Test accuracy of the SNNs against a cost, as a PNG.
+
+    Bars are standard deviations over three seeds or more.
+    """
     drawing, axes = pyplot.subplots(figsize=(10.0, 5.5), layout="constrained")
     costs = [statistics.mean(values(group)) for group in groups]
     for group, cost, mark in zip(groups, costs, itertools.cycle(_MARKS), strict=False):
         accuracies = [100 * value for value in group.values(SNN, "test_accuracy")]
-        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+        spread = statistics.stdev(accuracies) if len(accuracies) > FEW else None
         axes.errorbar(
             cost,
             statistics.mean(accuracies),

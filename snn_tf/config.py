@@ -63,7 +63,8 @@ class Config:
         0, "Images of folder: are resized to this side; 0 keeps them as they are.", "Data", STAGES,
         "pixels", low=0, high=4096)
     validation_fraction: float = setting(
-        0.1, "Share of the training split held out where the data set has no validation split.",
+        0.1, "Share of the training split held out where the data set has no validation split, or no "
+        "test split, whose place its validation split then takes.",
         "Data", STAGES, low=0, high=1, low_open=True, high_open=True)
     augment: str = setting(
         "auto", "crop: a random one after padding by 4; crop_flip: and half of the images mirrored; "
@@ -84,7 +85,7 @@ class Config:
         1.0, "Multiplies every hidden width, rounded to multiples of 8.", "Network", STAGES,
         low=0, high=64, low_open=True)
     head: str = setting(
-        "mlp", "VGG's head: mlp = 4096, 4096, classes; linear = a fifth pool where it fits, then "
+        "mlp", "VGG's head: mlp = 4096, 4096, classes; linear = one more pool where it fits, then "
         "classes. ResNets have the linear one.", "Network", STAGES, choices=("mlp", "linear"))
     batch_norm: bool = setting(
         False, "Batch normalisation after every convolution and hidden fully connected layer of the "
@@ -251,7 +252,8 @@ class Config:
         choices=("as_trained", "float32"))
     lif: str = setting(
         "auto", "Implementation of the neuron. native: one C++ operation, for CPUs; fused: TensorFlow "
-        "with its own gradient; rnn: the Keras RNN. auto: native on a CPU with a compiler, else fused.",
+        "with its own gradient; rnn: the Keras RNN. auto: native on a CPU with a compiler, else "
+        "fused, as with --jit_compile=true.",
         "Execution", choices=("auto", "native", "fused", "rnn"))
     jit_compile: str = setting(
         "auto", "Compile the training step with XLA. auto: on GPUs.", "Execution",
@@ -266,7 +268,8 @@ class Config:
     keep_checkpoints: int = setting(2, "Checkpoints kept per stage.", "Execution", low=1)
     on_nonfinite: str = setting(
         "stop", "What a step does whose loss or gradient is not finite. stop: ends the training at the "
-        "last good checkpoint. skip: leaves weights, scores and slots as they are, and is counted.",
+        "last good checkpoint. skip: leaves weights, scores and slots as they are, and is counted; an "
+        "epoch without a finite step ends the training all the same.",
         "Execution", choices=("stop", "skip"))
     on_degenerate: str = setting(
         "warn", "What a training does where a validation finds that no spike reaches the output layer, "

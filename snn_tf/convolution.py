@@ -11,9 +11,9 @@ gradients above all. The table, `form`, holds what `benchmarks/convolution.py` m
 tried out at run time, so that a run repeats bit for bit. GPUs always take TensorFlow's own.
 """
 
-import functools
-
 import tensorflow as tf
+
+from snn_tf.machine import has_gpu
 
 CONVOLUTION, UNROLLED, PATCHES = "convolution", "unrolled", "patches"
 _MOST_POSITIONS_FOR_PATCHES = 8 * 8
@@ -31,7 +31,7 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding:
       [B, H', W', C_out], in the type of x.
     """
     plain = tuple(strides) == (1, 1) and padding == "same"
-    chosen = form(x.shape[1:3], kernel.shape[:2], x.dtype) if plain and not _has_gpu() else CONVOLUTION
+    chosen = form(x.shape[1:3], kernel.shape[:2], x.dtype) if plain and not has_gpu() else CONVOLUTION
     if chosen == UNROLLED:
         return product_with_unrolled(x, kernel)
     if chosen == PATCHES:
@@ -54,11 +54,6 @@ def form(map_shape: tf.TensorShape, kernel_shape: tf.TensorShape, dtype: tf.DTyp
         return UNROLLED
     small = map_shape[0] * map_shape[1] <= _MOST_POSITIONS_FOR_PATCHES
     return PATCHES if small and dtype == tf.bfloat16 else CONVOLUTION
-
-
-@functools.cache
-def _has_gpu() -> bool:
-    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def product_with_unrolled(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -116,7 +116,8 @@ def load(config: Config) -> Data:
     if "validation" not in splits:
         train = splits["train"]
         held = max(1, round(config.validation_fraction * len(train)))
-        splits["train"], splits["validation"] = hold_out(config.dataset, train, held)
+        named = f"--dataset={config.dataset} --validation_fraction={config.validation_fraction:g}"
+        splits["train"], splits["validation"] = hold_out(named, train, held)
     if from_folder:
         splits = image_folder.decode(splits, config.cache_gib)
     mean, std = _statistics(splits["train"].chunks())
@@ -176,5 +177,5 @@ def _digits() -> tuple[dict[str, Split], list[str]]:
     source = load_digits()
     images = np.round(source.images * (255 / 16)).astype(np.uint8)[..., None]
     everything = Split(images, source.target.astype(np.int32))
-    train, test = hold_out("digits", everything, _DIGITS_TEST)
+    train, test = hold_out("--dataset=digits", everything, _DIGITS_TEST)
     return {"train": train, "test": test}, [str(digit) for digit in source.target_names]

@@ -1,4 +1,4 @@
-"""How to compute on this machine: what every `auto` among the settings stands for.
+"""How to compute on this machine: what every `auto` under Execution stands for.
 
 It is decided once for a run and kept in `<run_dir>/execution.json`, so that a run that resumes goes on
 computing as it began. A flag that says otherwise later holds for its own command, with `--overwrite`
@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
-from snn_tf import native
+from snn_tf import machine, native
 from snn_tf.config import Config
 from snn_tf.errors import UserError, first_line
 from snn_tf.files import read_json, write_json
@@ -23,7 +23,9 @@ AUTOMATIC = ("lif", "jit_compile", "precision")
 
 
 def resolve(config: Config) -> Config:
-    """Replaces every `auto` by what the run began with, or else by what suits this machine, and says so.
+    """Replaces every `auto` under Execution by what the run began with, or by what suits this machine.
+
+    Says what it has chosen.
 
     With `--deterministic`, TensorFlow computes so from here on, for the whole process.
 
@@ -42,10 +44,10 @@ def resolve(config: Config) -> Config:
         name: kept.get(name, best[name]) if getattr(config, name) == "auto" else getattr(config, name)
         for name in AUTOMATIC
     }
-    resolved = dataclasses.replace(config, **chosen)
     if chosen["lif"] == "native" and (reason := _native_missing()):
         print(f"--lif=native: using fused instead, {reason}")
-        resolved = dataclasses.replace(resolved, lif="fused")
+        chosen["lif"] = "fused"
+    resolved = dataclasses.replace(config, **chosen)
     remembered = chosen if config.overwrite else chosen | kept
     if remembered != kept:
         write_json(path, remembered)
@@ -99,14 +101,7 @@ def _has_fast_bfloat16(gpus: list) -> bool:
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
         return details.get("compute_capability", (0, 0)) >= (8, 0)
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_processor_features())
-
-
-def _processor_features() -> list[str]:
-    try:
-        return pathlib.Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return []
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(machine.cpuinfo().split())
 
 
 def _native_missing() -> str:

@@ -15,10 +15,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf import pruning
-from snn_tf.errors import UserError, first_line
+from snn_tf.errors import UserError
 from snn_tf.evaluation import is_spiking, timesteps_of
 from snn_tf.folding import fold
 from snn_tf.graph import Graph, is_neuron
+from snn_tf.machine import has_gpu
 
 # Runs without this package: what it loads is only what a user has.
 _RELOAD = """
@@ -76,16 +77,13 @@ def save(model: keras.Model, folder: pathlib.Path, class_names: Sequence[str]) -
       class_names: one for each logit.
 
     Raises:
-      UserError: the folder cannot be written.
+      OSError, tf.errors.OpError: the folder cannot be written.
     """
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            classes = pathlib.Path(scratch) / "classes.json"
-            classes.write_text(json.dumps(list(class_names)))
-            exported = Exported(model, classes)
-            tf.saved_model.save(exported, str(folder), signatures={"serving_default": exported.serve})
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"{folder}: could not be written: {first_line(error)}") from error
+    with tempfile.TemporaryDirectory() as scratch:
+        classes = pathlib.Path(scratch) / "classes.json"
+        classes.write_text(json.dumps(list(class_names)))
+        exported = Exported(model, classes)
+        tf.saved_model.save(exported, str(folder), signatures={"serving_default": exported.serve})
     return exported
 
 
@@ -111,16 +109,16 @@ def check(exported: Exported, folder: pathlib.Path, images: np.ndarray) -> dict[
         result = subprocess.run(command, capture_output=True, text=True, cwd=scratch)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"{folder}: could not be reloaded: {reason}")
+            raise UserError(f"export: the SavedModel could not be reloaded: {reason}")
         with np.load(target, allow_pickle=False) as file:
             there = {name: file[name] for name in here}
     difference = float(np.abs(there["logits"] - here["logits"]).max())
     agreement = float(np.mean(there["logits"].argmax(1) == here["logits"].argmax(1)))
     same = difference <= _ROUNDING * max(1.0, float(np.abs(here["logits"]).max()))
-    if tf.config.list_physical_devices("GPU"):
+    if has_gpu():
         same = np.isfinite(difference) and agreement >= _AGREEMENT_ON_GPU
     if not same:
-        raise UserError(f"{folder}: reloaded, its logits differ by up to {difference:g}")
+        raise UserError(f"export: the SavedModel, reloaded, gives logits that differ by {difference:g}")
     return {"export_max_difference": difference, "export_agreement": agreement}
 
 

@@ -44,9 +44,11 @@ def replacing(path: pathlib.Path, *failures: type[Exception]) -> Iterator[pathli
         _bring_to_disk(beside)
         os.replace(beside, path)
         _bring_to_disk(path.parent, whole=False)
-    except unwritable as error:
+    except Exception as error:
         _remove(beside)
-        raise UserError(f"{path}: could not be written: {first_line(error)}") from error
+        if isinstance(error, unwritable):
+            raise UserError(f"{path}: could not be written: {first_line(error)}") from error
+        raise
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def load(config: Config) -> tuple[dict[str, Split], list[str]]:
     if "test" not in splits:
         train = splits["train"]
         held = max(1, round(_TEST_FRACTION * len(train)))
-        splits["train"], splits["test"] = hold_out(config.dataset, train, held)
+        splits["train"], splits["test"] = hold_out(f"--dataset={config.dataset}", train, held)
     return splits, classes
 
 

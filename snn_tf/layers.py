@@ -2,7 +2,7 @@
 
 Axes: outside `LIF`, time is folded into the batch, [T·B, ...], time-major, so that convolutions,
 pools and products are Keras's own 4-D and 2-D layers. An ANN has T = 1. These layers keep the type of
-their input; parameters and membranes are float32.
+their input, but for `ReadOut`, which gives float32; parameters and membranes are float32.
 """
 
 import zlib

@@ -48,7 +48,7 @@ class MaskSchedule:
 
     def due(self, step: int) -> bool:
         """Whether masks change after `step` optimizer steps."""
-        moving = self.falls or self.config.method not in ("random", "dense")
+        moving = self.falls or self.config.method != "random"
         return moving and step % self.interval == 0 and 0 < step <= self.last_update
 
     def density(self, step: int) -> float:

@@ -50,8 +50,8 @@ def build(config: Config, neuron: str, spec: DataSpec, plan: Plan | None = None)
     """Builds `config.network`, weights all zero; see `initialise`.
 
     Args:
-      config: network, width, head, dropout, precision; for "lif" also timesteps and the neuron's; for
-        "quantised_relu" also activation_levels.
+      config: network, width, head, batch_norm, dropout, head_dropout, precision; for "lif" also
+        timesteps and the neuron's; for "quantised_relu" also activation_levels.
       neuron: "relu" or "quantised_relu" for the ANN, "lif" for the SNN.
       spec: image shape, number of classes and statistics of the data.
       plan: a VGG of one's own, built instead of the one that `config.network` names.

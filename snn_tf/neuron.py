@@ -20,6 +20,7 @@ the amounts of the reset and of the first membrane.
 import tensorflow as tf
 
 from snn_tf import native
+from snn_tf.machine import has_gpu
 from snn_tf.surrogate import KINDS, Surrogate
 
 _MOST_COMPILED_STEPS = 16
@@ -157,7 +158,7 @@ def _compiled_backward(current, leak, v_th, d_spikes, price, timesteps, surrogat
 
 def _worth_compiling(x):
     """Whether XLA, which compiles for each shape, should: on GPUs it compiles the whole step."""
-    return x.shape.is_fully_defined() and not tf.config.list_physical_devices("GPU")
+    return x.shape.is_fully_defined() and not has_gpu()
 
 
 def _compiled(function):

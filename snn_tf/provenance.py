@@ -9,6 +9,8 @@ import subprocess
 
 import tensorflow as tf
 
+from snn_tf import machine
+
 _PACKAGES = (
     "tensorflow",
     "tf_keras",
@@ -17,7 +19,6 @@ _PACKAGES = (
     "numpy",
     "snn_tf",
 )
-_CPUS = pathlib.Path("/proc/cpuinfo")
 
 
 def commit() -> str:
@@ -52,10 +53,9 @@ def device() -> str:
 
 def _processor() -> str:
     facts: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in _CPUS.read_text().splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
+    for line in machine.cpuinfo().splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
     # Virtual machines hide the rest of the name, and other processors train to other bits.
     kind = "-".join(facts[name] for name in ("cpu family", "model", "stepping") if name in facts)
     name = facts.get("model name") or platform.processor() or platform.machine()

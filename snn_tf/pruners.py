@@ -55,10 +55,15 @@ class Pruner(tf.Module, abc.ABC):
         self.scores = self._averages("score") if guided else {}
         self.squares = self._averages("square") if guided and config.saliency == "fisher" else {}
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each prunable kernel, by layer name."""
+        return {name: tuple(w.layer.kernel.shape) for name, w in self.wrappers.items()}
+
     def _averages(self, name: str) -> dict[str, tf.Variable]:
         return {
-            layer: tf.Variable(tf.zeros(w.layer.kernel.shape), trainable=False, name=f"{name}/{layer}")
-            for layer, w in self.wrappers.items()
+            layer: tf.Variable(tf.zeros(shape), trainable=False, name=f"{name}/{layer}")
+            for layer, shape in self.shapes.items()
         }
 
     def observe(self, gradients: Mapping[str, tf.Tensor]) -> None:
@@ -156,7 +161,7 @@ class IrregularPruner(Pruner):
 
     def budget(self, density: float) -> budgets.Budget:
         """The budget at a density. Raises `UsageError` if the floors do not fit into it."""
-        shapes = {name: w.layer.kernel.shape for name, w in self.wrappers.items()}
+        shapes = self.shapes
         by_macs = self.config.budget == "macs"
         return budgets.Budget(
             sizes={name: math.prod(shape) for name, shape in shapes.items()},
@@ -175,12 +180,11 @@ class IrregularPruner(Pruner):
         return shape[-1] if name == self.output_layer else 0
 
     def start(self, seed):
-        shapes = {name: tuple(w.layer.kernel.shape) for name, w in self.wrappers.items()}
-        first = {name: np.ones(shape, bool) for name, shape in shapes.items()}
+        first = {name: np.ones(shape, bool) for name, shape in self.shapes.items()}
         if not self.schedule.starts_dense:
             rng = np.random.default_rng(seed)
             budget = self.budget(self.config.density)
-            first = sparsity.initial_masks(shapes, budget, rng, self.output_layer)
+            first = sparsity.initial_masks(self.shapes, budget, rng, self.output_layer)
         assign_masks(self.model, first)
         return {name: float(mask.mean()) for name, mask in first.items()}
 
@@ -220,13 +224,11 @@ class ChannelPruner(Pruner):
         super().__init__(model, config, steps_per_epoch)
         self.layers = channel_layers(self.model, config.budget)
         self.groups = tie_groups(self.model)
-        sizes = {layer.in_group: layer.in_channels for layer in self.layers if layer.in_group}
         self.active = {
             group: tf.Variable(tf.ones(size), trainable=False, name=f"active/{group}")
-            for group, size in sizes.items()
+            for group, size in self.budget(config.density).sizes.items()
         }
         self.out_group = {layer.name: layer.out_group for layer in self.layers}
-        self.budget(config.density)
 
     def budget(self, density: float) -> channels.ChannelBudget:
         """The budget at a density. Raises `UsageError` if one channel per group exceeds it."""
@@ -284,9 +286,8 @@ class ChannelPruner(Pruner):
     def _assign(self, new: Mapping[str, np.ndarray]) -> None:
         for group, variable in self.active.items():
             variable.assign(new[group].astype(np.float32))
-        shapes = {name: tuple(w.layer.kernel.shape) for name, w in self.wrappers.items()}
         new_masks = {
-            layer.name: channels.input_mask(layer, new, shapes[layer.name]) for layer in self.layers
+            layer.name: channels.input_mask(layer, new, self.shapes[layer.name]) for layer in self.layers
         }
         assign_masks(self.model, new_masks)
 

@@ -1,9 +1,9 @@
 """Records as tables and figures. Loads no TensorFlow.
 
-`python -m snn_tf.report results` writes the table and the plots of all rows in a folder; with
+`python -m snn_tf.report results/mine` writes the table and the plots of all rows in a folder; with
 `--add RUN_DIR` it first takes the records of evaluated runs into it, as rows of their folders' names;
 what differs in the seed alone is one row of the table, named without `_seed0`. `--into README.md` writes
-a short table between that page's lines `<!-- rows: results -->` and `<!-- end of rows -->`. `--headers
+a short table between that page's lines `<!-- rows: mine -->` and `<!-- end of rows -->`. `--headers
 flags` writes each row's time and accuracies into the flagfile of its name, which has comments that begin
 with `# Expected time: ` and `# Expected numbers: `.
 """
@@ -134,7 +134,7 @@ def _energy_bars(axes: Any, record: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `python -m snn_tf.report`; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m snn_tf.report", description=__doc__)
-    parser.add_argument("results", type=pathlib.Path, help="folder of rows, such as results")
+    parser.add_argument("results", type=pathlib.Path, help="folder of rows, such as results/mine")
     parser.add_argument(
         "--add", type=pathlib.Path, nargs="+", default=[], metavar="RUN_DIR", help="evaluated runs"
     )

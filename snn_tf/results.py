@@ -22,9 +22,11 @@ from snn_tf.config import EVALUATE, STAGES, TRAIN_SNN, Config
 from snn_tf.errors import UserError
 from snn_tf.settings import setting_of
 
-NETWORKS = ("dense_ann", "compressed_ann", "converted_snn", "trained_snn")
+DENSE, COMPRESSED, CONVERTED, SNN = "dense_ann", "compressed_ann", "converted_snn", "trained_snn"
+"""The networks of a run; in its record, the last one's facts stand at the top."""
+
 CONFIDENCE = 0.95
-_FEW = 2
+FEW = 2
 """Up to so many seeds a spread over them says little, and the images give the interval."""
 
 _OF_THE_MACHINE = ("data_dir", "manual_dir")
@@ -48,8 +50,8 @@ class Row:
         return bool(self.record["config"].get("snn_start"))
 
     def network(self, which: str) -> Mapping[str, Any]:
-        """Facts of one of `NETWORKS`."""
-        return self.record if which == "trained_snn" else self.record[which]
+        """Facts of a network, such as `DENSE`."""
+        return self.record if which == SNN else self.record[which]
 
     def settings(self, groups: Iterable[str] | None = None) -> dict[str, Any]:
         """What decides the result besides the seed; of some headings of `--help` only, if given."""
@@ -77,10 +79,11 @@ class Group:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        return self.rows[0].record["config"]
+        """The settings; one that is younger than the record has its default."""
+        return vars(Config()) | self.rows[0].record["config"]
 
     def values(self, which: str, *keys: str) -> list[Any]:
-        """A fact of one of `NETWORKS`, by its keys in the record, for every row.
+        """A fact of a network, such as `DENSE`, by its keys in the record, for every row.
 
         Raises:
           UserError: a record does not have it.
@@ -256,7 +259,7 @@ def difference(first: Group, which: str, second: Group, other: str) -> Differenc
 
     Args:
       first, second: groups; may be the same.
-      which, other: the network of each, one of `NETWORKS`.
+      which, other: the network of each, such as `DENSE`.
 
     Returns:
       None if no seed is in both.
@@ -270,7 +273,7 @@ def difference(first: Group, which: str, second: Group, other: str) -> Differenc
         return None
     by_seed = [one["test_accuracy"] - two["test_accuracy"] for one, two in pairs]
     mean = statistics.mean(by_seed)
-    if len(pairs) > _FEW:
+    if len(pairs) > FEW:
         return Difference(mean, len(pairs), statistics.stdev(by_seed), None)
     images = [np.concatenate([correct(pair[side]) for pair in pairs]) for side in (0, 1)]
     if len(images[0]) != len(images[1]):

@@ -1,7 +1,7 @@
 """Run folders: what a stage depends on, whether it is done, and the record it leaves.
 
     <run_dir>/<stage>/stage.json       settings that concern the stage, and its upstream's fingerprint
-    <run_dir>/<stage>/config.flags     all settings, resolved, but --overwrite; usable as --flagfile
+    <run_dir>/<stage>/config.flags     all settings but --overwrite, as a flagfile
     <run_dir>/<stage>/checkpoints/     states of an unfinished training
     <run_dir>/<stage>/model.keras      the result, where the stage makes a network
     <run_dir>/<stage>/manifest.json    sizes and SHA-256 of the stage's files, record.json included

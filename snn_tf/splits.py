@@ -133,11 +133,11 @@ class Split:
         return Split(images, self.labels)
 
 
-def hold_out(name: str, split: Split, held: int) -> tuple[Split, Split]:
+def hold_out(named: str, split: Split, held: int) -> tuple[Split, Split]:
     """Parts `held` examples from `split`, chosen by a permutation that never changes.
 
     Args:
-      name: the value of `--dataset`, for the error.
+      named: flags and values that asked for it, with which the error begins.
       split: N examples.
       held: how many to part, less than N.
 
@@ -148,7 +148,7 @@ def hold_out(name: str, split: Split, held: int) -> tuple[Split, Split]:
       UserError: none would be left.
     """
     if held >= len(split):
-        raise UserError(f"--dataset={name}: {len(split)} examples are too few to hold out {held}")
+        raise UserError(f"{named}: {len(split)} examples are too few to hold out {held}")
     # RandomState's stream is frozen across versions of NumPy; a Generator's is not.
     order = np.random.RandomState(0).permutation(len(split))
     return split.take(np.sort(order[held:])), split.take(np.sort(order[:held]))

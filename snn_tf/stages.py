@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from snn_tf import config as configs
@@ -235,13 +236,14 @@ def export_snn(config: Config, source: data.Data, folder: StageFolder) -> Facts:
     if config.export_precision == "float32":
         model = copies.in_float32(model)
     target = folder.path / "saved_model"
-    with replacing_folder(target) as beside:
+    with replacing_folder(target, tf.errors.OpError) as beside:
         exported = export.save(model, beside, source.class_names)
         images = next(iter(data.evaluation_batches(source.test, 64)))[0].numpy()
         agreement = export.check(exported, beside, images)
     with tempfile.TemporaryDirectory() as scratch:
         dense = pathlib.Path(scratch) / "saved_model"
-        export.save(model_of(config, configs.TRAIN_ANN), dense, source.class_names)
+        with replacing_folder(dense, tf.errors.OpError) as beside:
+            export.save(model_of(config, configs.TRAIN_ANN), beside, source.class_names)
         dense_sizes = export.sizes(dense)
     accuracy = stage_folder(config, configs.TRAIN_SNN).record()["validation_accuracy"]
     return {

@@ -7,12 +7,21 @@ from collections.abc import Callable, Sequence
 from snn_tf.config import PUBLISHED_SCHEDULES, Config
 from snn_tf.costs import ENERGY
 from snn_tf.errors import UserError
-from snn_tf.results import Difference, Group, dense_counterpart, difference, same_but_for_masks
+from snn_tf.results import (
+    COMPRESSED,
+    DENSE,
+    FEW,
+    SNN,
+    Difference,
+    Group,
+    dense_counterpart,
+    difference,
+    same_but_for_masks,
+)
 
 ENERGY_MODEL = "fp32_45nm"
 # The variant that charges an SNN as `zeros_skipped` charges an ANN.
 _NEUROBENCH = "image_every_step_pooled_as_macs"
-SNN, DENSE, COMPRESSED = "trained_snn", "dense_ann", "compressed_ann"
 
 
 def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> str:
@@ -136,16 +145,16 @@ def masks_of(group: Group) -> str:
     words = [config["method"]]
     words += [] if config["attention"] == Config.attention else [f"β = {config['attention']:g}"]
     if config["method"] == "attention":
-        saliency = config.get("saliency", "layer_magnitude")
-        words += [] if saliency == "layer_magnitude" else [saliency]
-    words += ["from the meta-model"] if config.get("student_start") == "meta_model" else []
-    schedule = config.get("density_schedule", "auto")
+        saliency = config["saliency"]
+        words += [] if saliency == Config.saliency else [saliency]
+    words += ["from the meta-model"] if config["student_start"] == "meta_model" else []
+    schedule = config["density_schedule"]
     words += [] if schedule in ("auto", PUBLISHED_SCHEDULES[config["method"]]) else [schedule]
     words += ["channels"] if config["structure"] == "channel" else []
     words += ["by MACs"] if config["budget"] == "macs" else []
-    words += [f"MACs^{config['macs_exponent']:g}"] if config.get("macs_exponent") else []
-    words += ["dense ends"] if config.get("dense_ends") else []
-    levels = config.get("activation_levels")
+    words += [f"MACs^{config['macs_exponent']:g}"] if config["macs_exponent"] else []
+    words += ["dense ends"] if config["dense_ends"] else []
+    levels = config["activation_levels"]
     words += [f"{levels} levels"] if levels else []
     return ", ".join(words)
 
@@ -159,7 +168,7 @@ def _markdown(columns: dict[str, Callable[[Group], str]], groups: Sequence[Group
 def _shown(values: Sequence[float], form: str) -> str:
     """The mean, with the standard deviation over three seeds or more if it shows."""
     shown = form.format(statistics.mean(values))
-    if len(values) > 2 and (deviation := form.format(statistics.stdev(values))) != form.format(0):
+    if len(values) > FEW and (deviation := form.format(statistics.stdev(values))) != form.format(0):
         return f"{shown} ± {deviation}"
     return shown
 

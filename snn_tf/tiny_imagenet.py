@@ -7,7 +7,6 @@ number from 0), `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG` and `val/val_a
 
 import dataclasses
 import io
-import os
 import re
 import zipfile
 import zlib
@@ -109,7 +108,7 @@ def builder(data_dir: str, manual_dir: str) -> TinyImagenet:
 
 
 def _find_archive(manual_dir: str) -> str:
-    folder = Path(os.path.expanduser(manual_dir))
+    folder = Path(manual_dir)
     official = folder / "tiny-imagenet-200.zip"
     found = [official] if official.is_file() else sorted(folder.glob("tiny-imagenet-*.zip"))
     if len(found) != 1:

@@ -34,7 +34,7 @@ Values = dict[str, float]
 
 _SHOWN_MAPS = 4
 _LONGEST_CALL = 2.0  # seconds
-_FINITE_REMEDY = "lower the learning rate, or set --clip_norm or --on_nonfinite=skip"
+_FINITE_REMEDY = "lower the learning rate, or set --clip_norm"
 
 
 class Trainer:
@@ -124,7 +124,7 @@ class Trainer:
                 progress.update(count * self.config.batch_size)
                 self._attend_or_save(step, values, batch, progress)
         self._count_time()
-        return self.evaluator.evaluate(self.source.validation)
+        return self.result
 
     def _batches(self, first: int) -> Iterator[Batch]:
         """What the steps after `first` see."""
@@ -243,9 +243,9 @@ class Trainer:
         )
 
     def _validate(self, step: int, batch: Batch) -> None:
-        evaluation = self.evaluator.evaluate(self.source.validation)
-        self.board.state(step, self.model, evaluation)
-        rates = evaluation.spike_rates()
+        self.result = self.evaluator.evaluate(self.source.validation)
+        self.board.state(step, self.model, self.result)
+        rates = self.result.spike_rates()
         for warning in self.watch.end_epoch(rates, step):
             tqdm.write(warning)
         self._handle_degenerate(step, health.silenced(rates))
@@ -296,7 +296,10 @@ class Trainer:
         if bad:
             layers = _listed(self.update.bad_layers())
             if self.config.on_nonfinite == "stop":
-                self._stop(f"loss or gradient is not finite at step {bad} ({layers})")
+                self._stop(
+                    f"loss or gradient is not finite at step {bad} ({layers})",
+                    f"{_FINITE_REMEDY} or --on_nonfinite=skip",
+                )
             self._warn(bad, [f"loss or gradient is not finite ({layers}); such steps are skipped"])
         if step % self.steps_per_epoch == 0:
             if skipped - int(self.skipped_before) >= self.steps_per_epoch:

@@ -99,11 +99,12 @@ def _snn_start(config: Config) -> StageFolder:
 
 def meta_model(config: Config, spec: DataSpec) -> keras.Model:
     """The teacher. Raises `UsageError` if it is not of this run's data and network."""
-    given = "snn_start" if config.snn_start and not config.meta_model else "meta_model"
-    flag = f"--{given}={getattr(config, given)}"
-    _check_settings(flag, stage_folder(config, configs.TRAIN_ANN), config, _of_meta_model(config))
+    folder = stage_folder(config, configs.TRAIN_ANN)
+    given = next((name for name in ("meta_model", "snn_start") if getattr(config, name)), "")
+    named = f"--{given}={getattr(config, given)}" if given else str(folder.path)
+    _check_settings(named, folder, config, _of_meta_model(config))
     teacher = model_of(config, configs.TRAIN_ANN)
-    _check_fits(flag, teacher, config, spec)
+    _check_fits(named, teacher, config, spec)
     return teacher
 
 
@@ -143,28 +144,28 @@ def _of_snn_start(config: Config) -> list[str]:
     return sorted(made - free | {"initial_membrane", "seed"})
 
 
-def _check_settings(flag: str, folder: StageFolder, config: Config, names: list[str]) -> None:
-    """Raises `UsageError` if a stage of another run, given by a flag, was made with other settings."""
+def _check_settings(named: str, folder: StageFolder, config: Config, names: list[str]) -> None:
+    """Raises `UsageError`, whose line begins with `named`, if a stage was made with other settings."""
     made_with = folder.record()["config"]
     made = {name: made_with.get(name, getattr(Config, name)) for name in names}
     changed = [name for name in names if made[name] != getattr(config, name)]
     if changed:
         theirs = " ".join(f"--{name}={made[name]}" for name in changed)
         ours = " ".join(f"--{name}={getattr(config, name)}" for name in changed)
-        raise UsageError(f"{flag}: trained with {theirs}, not {ours}")
+        raise UsageError(f"{named}: trained with {theirs}, not {ours}")
 
 
-def _check_fits(flag: str, model: keras.Model, config: Config, spec: DataSpec) -> None:
-    """Raises `UsageError` if a network of another run, given by a flag, was made for other images."""
+def _check_fits(named: str, model: keras.Model, config: Config, spec: DataSpec) -> None:
+    """Raises `UsageError`, whose line begins with `named`, if a network was made for other images."""
     shapes = tuple(model.input_shape[1:]), model.output_shape[-1]
     wanted = tuple(spec.image_shape), spec.num_classes
     if shapes != wanted:
         raise UsageError(
-            f"{flag}: for images and classes {shapes}, but --dataset={config.dataset} has {wanted}"
+            f"{named}: for images and classes {shapes}, but --dataset={config.dataset} has {wanted}"
         )
     found = models.standardisation(model)
     if not np.allclose(found, (spec.mean, spec.std), rtol=1e-4, atol=1e-4):
         raise UsageError(
-            f"{flag}: standardises images by other statistics {found} "
+            f"{named}: standardises images by other statistics {found} "
             f"than those of --dataset={config.dataset}, {(spec.mean, spec.std)}"
         )

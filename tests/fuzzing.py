@@ -13,10 +13,9 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from absl import flags
 from PIL import Image
 
-from snn_tf import cli, files, results
+from snn_tf import files, results
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UserError
 from snn_tf.runs import StageFolder
@@ -82,13 +81,6 @@ def mangled(content: bytes, rng: random.Random) -> bytes:
         else:
             found[at:at] = rng.choice(_WORDS).encode("utf-8", "surrogatepass")
     return bytes(found)
-
-
-def parsed(argv: list[str]) -> Config:
-    """The settings to which command line words lead."""
-    flag_values = flags.FlagValues()
-    cli.define_flags(flag_values)
-    return cli.parse(["train.py", *argv], flag_values)
 
 
 def flagfile(rng: random.Random, folder: Path) -> list[str]:

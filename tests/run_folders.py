@@ -1,4 +1,4 @@
-"""A run of seconds, and what the tests of runs read from its folder, and of an error."""
+"""A run of seconds, what the tests of runs read from its folder, and how it ends or is refused."""
 
 import json
 from pathlib import Path
@@ -25,6 +25,10 @@ SETTINGS = {
     "density": 0.3,
     "mask_update": 3,
 }
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
 
 
 def config_of(run_dir: Path, *stage: str, **settings) -> Config:

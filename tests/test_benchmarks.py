@@ -1,6 +1,7 @@
 """The programs of benchmarks/: their headers, their help, and that the workloads are what they say."""
 
 import ast
+import dataclasses
 import os
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_readme_names_the_program(name):
 )
 def test_program_answers_help(name):
     shown = run(name, "--help")
-    assert "flags:" in shown.stdout, shown.stderr
+    assert "flags:" in shown.stdout or "options:" in shown.stdout, shown.stderr
     assert name in shown.stdout
 
 
@@ -69,6 +70,21 @@ def test_first_image_has_the_published_logits(name, folder_on_path):
     logits = libraries.ours.entrant(workload, "precision=float32+lif=fused").infer()
     assert logits.shape == (workload.batch, 10)
     np.testing.assert_allclose(logits[0, :2], workload.logits, atol=5e-4)
+
+
+@pytest.mark.parametrize("structure", ["irregular", "channel"])
+def test_snn_to_be_measured_is_as_sparse_as_its_density(structure, folder_on_path):
+    import project
+    from snn_tf import costs, evaluation
+
+    config = project.settings(
+        network="vgg5", width=0.25, head="linear", density=0.25, budget="macs", structure=structure
+    )
+    dense, sparse = (
+        costs.ann_costs(evaluation.synapses(project.snn(each)))["macs"]
+        for each in (dataclasses.replace(config, density=1.0), config)
+    )
+    assert sparse / dense == pytest.approx(0.25, abs=0.02)
 
 
 def test_channels_last_gives_the_same_products(folder_on_path):

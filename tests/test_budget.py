@@ -21,6 +21,12 @@ def make_budget(sizes, density, costs=None, min_layer_density=0.0, protected=Non
     )
 
 
+def planned(contributions, active, budget, p):
+    """`plan_update` where every inactive weight may grow."""
+    room = {name: size - active[name] for name, size in budget.sizes.items()}
+    return plan_update(contributions, active, budget, p, room)
+
+
 def fractions(**contributions):
     return {name: Fraction(value) for name, value in contributions.items()}
 
@@ -103,38 +109,38 @@ def test_common_counts_spend_the_rest_on_the_dearest_that_fits():
 
 def test_plan_shares_what_is_freed_by_contribution():
     budget = make_budget({"a": 8, "b": 8}, 0.5)
-    churn = plan_update(fractions(a="0.75", b="0.25"), {"a": 4, "b": 4}, budget, 0.5)
+    churn = planned(fractions(a="0.75", b="0.25"), {"a": 4, "b": 4}, budget, 0.5)
     assert churn == Churn(dropped={"a": 2, "b": 2}, grown={"a": 3, "b": 1})
 
 
 def test_plan_shares_again_what_overflows():
     budget = make_budget({"a": 5, "b": 10, "c": 10}, 0.48)
-    churn = plan_update(fractions(a=8, b=1, c=1), {"a": 4, "b": 4, "c": 4}, budget, 0.5)
+    churn = planned(fractions(a=8, b=1, c=1), {"a": 4, "b": 4, "c": 4}, budget, 0.5)
     assert churn == Churn(dropped={"a": 1, "b": 2, "c": 2}, grown={"a": 1, "b": 2, "c": 2})
 
 
 def test_plan_gives_a_tied_remainder_to_the_earlier_layer():
     budget = make_budget({"a": 10, "b": 10}, 0.3)
-    churn = plan_update(fractions(a=1, b=1), {"a": 4, "b": 2}, budget, 0.5)
+    churn = planned(fractions(a=1, b=1), {"a": 4, "b": 2}, budget, 0.5)
     assert churn == Churn(dropped={"a": 2, "b": 1}, grown={"a": 2, "b": 1})
 
 
 def test_plan_shares_by_room_if_no_layer_contributes():
     budget = make_budget({"a": 4, "b": 16}, 0.4)
-    churn = plan_update(fractions(a=0, b=0), {"a": 2, "b": 6}, budget, 0.5)
+    churn = planned(fractions(a=0, b=0), {"a": 2, "b": 6}, budget, 0.5)
     assert churn == Churn(dropped={"a": 1, "b": 3}, grown={"a": 1, "b": 3})  # 4 * 2/12, 4 * 10/12
 
 
 def test_plan_shares_by_room_once_the_contributing_layers_are_full():
     budget = make_budget({"a": 5, "b": 6, "c": 12}, 0.5217)
-    churn = plan_update(fractions(a=1, b=0, c=0), {"a": 4, "b": 4, "c": 4}, budget, 0.5)
+    churn = planned(fractions(a=1, b=0, c=0), {"a": 4, "b": 4, "c": 4}, budget, 0.5)
     # 1 + 2 + 2 freed; a takes 1, the other 4 go to rooms of 2 and 8 as 0.8 and 3.2.
     assert churn == Churn(dropped={"a": 1, "b": 2, "c": 2}, grown={"a": 1, "b": 1, "c": 3})
 
 
 def test_plan_drops_no_layer_below_its_floor():
     budget = make_budget({"a": 10, "b": 10}, 0.7, min_layer_density=0.5)
-    churn = plan_update(fractions(a=0, b=1), {"a": 6, "b": 8}, budget, 1.0)
+    churn = planned(fractions(a=0, b=1), {"a": 6, "b": 8}, budget, 1.0)
     assert churn == Churn(dropped={"a": 1, "b": 2}, grown={"a": 1, "b": 2})
 
 
@@ -142,7 +148,7 @@ def test_plan_with_macs_shares_the_freed_cost():
     budget = make_budget({"a": 10, "b": 100}, 0.44, {"a": 10, "b": 2})
     # Target 132 = 10 * 8 + 2 * 26. Freed: 2 * 10 + 13 * 2 = 46, halves of 23: 2.3 and 11.5 weights,
     # rounded down 42; what is left buys two of b, none of a.
-    churn = plan_update(fractions(a=1, b=1), {"a": 8, "b": 26}, budget, 0.5)
+    churn = planned(fractions(a=1, b=1), {"a": 8, "b": 26}, budget, 0.5)
     assert churn == Churn(dropped={"a": 2, "b": 13}, grown={"a": 2, "b": 13})
 
 
@@ -150,19 +156,19 @@ def test_plan_with_macs_drops_less_where_candidates_run_out():
     budget = make_budget({"a": 9, "b": 6, "c": 10}, 0.432, {"a": 1, "b": 10, "c": 7})
     # 3 + 20 + 7 freed. a grows its 3, c three for 21; the 6 left buy neither b nor c, and a has no
     # more that were inactive before: its own three are not dropped.
-    churn = plan_update(fractions(a=1, b=0, c=1), {"a": 6, "b": 4, "c": 2}, budget, 0.5)
+    churn = planned(fractions(a=1, b=0, c=1), {"a": 6, "b": 4, "c": 2}, budget, 0.5)
     assert churn == Churn(dropped={"a": 0, "b": 2, "c": 1}, grown={"a": 3, "b": 0, "c": 3})
 
 
 def test_plan_spends_what_was_left_before():
     budget = make_budget({"a": 8, "b": 8}, 0.5)
-    churn = plan_update(fractions(a=1, b=1), {"a": 4, "b": 2}, budget, 0.0)
+    churn = planned(fractions(a=1, b=1), {"a": 4, "b": 2}, budget, 0.0)
     assert churn == Churn(dropped={"a": 0, "b": 0}, grown={"a": 1, "b": 1})
 
 
 def test_plan_refuses_more_than_the_target():
     with pytest.raises(ValueError, match="cost 9, the target is 8"):
-        plan_update(fractions(a=1, b=1), {"a": 5, "b": 4}, make_budget({"a": 8, "b": 8}, 0.5), 0.5)
+        planned(fractions(a=1, b=1), {"a": 5, "b": 4}, make_budget({"a": 8, "b": 8}, 0.5), 0.5)
 
 
 # --- whatever the layers, their costs and the density
@@ -237,7 +243,7 @@ def test_plan_update_keeps_floors_rooms_and_target(case, p, data):
     active = dict(budget.floors)
     for name, more in common_counts(budget).items():
         active[name] = data.draw(st.integers(active[name], more))
-    churn = plan_update(contributions, active, budget, p)
+    churn = planned(contributions, active, budget, p)
     after = {name: active[name] - churn.dropped[name] + churn.grown[name] for name in active}
     for name, size in budget.sizes.items():
         assert 0 <= churn.dropped[name] <= p * active[name]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
+from command_line import parsed
 
 from snn_tf import cli
 from snn_tf.config import Config
@@ -24,6 +24,8 @@ MISTAKES = {
     "not a whole number": (["--timesteps=1.5"], "--timesteps=1.5: must be a whole number"),
     "not a boolean": (["--overwrite=maybe"], "--overwrite=maybe: must be true or false"),
     "not steps": (["--profile_steps=a,b"], "--profile_steps=a,b: must be whole numbers, such as 10,20"),
+    "value after no": (["--nobatch_norm=true"], "--nobatch_norm=true does not take an argument"),
+    "value that begins with help": (["--density", "help1"], "--density=help1: must be a number"),
     "missing value": (["--density"], "--density: must have a value, as in --density=VALUE"),
     "value with a colon": (["--density=a: b"], "--density=a: b: must be a number"),
     "not a number of absl's": (["--verbosity=high"], "--verbosity=high: must be a whole number"),
@@ -125,10 +127,8 @@ def test_name_longer_than_the_file_system_allows_exits_1_with_one_line():
     "word", ["stray\r\nword", "--density=0.1\n0.2", "--" + "x\n" * 2000], ids=["stray", "value", "name"]
 )
 def test_refusal_is_one_line_whatever_the_word(word):
-    flag_values = flags.FlagValues()
-    cli.define_flags(flag_values)
     with pytest.raises(UsageError) as caught:
-        cli.parse(["train.py", word], flag_values)
+        parsed(word)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -171,21 +171,17 @@ def test_line_without_room_leaves_the_exit_code():
     assert result.returncode == UsageError.exit_code
 
 
-def test_home_is_known_in_the_folders_of_runs(tmp_path, monkeypatch):
+def test_home_is_known_in_every_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    flag_values = flags.FlagValues()
-    cli.define_flags(flag_values)
-    config = cli.parse(["train.py", "--run_dir=~/runs/a", "--meta_model=~/runs/b"], flag_values)
-    assert [config.run_dir, config.meta_model] == [f"{tmp_path}/runs/{name}" for name in "ab"]
+    names = ("run_dir", "meta_model", "snn_start", "data_dir", "manual_dir")
+    config = parsed(*(f"--{name}=~/{name}" for name in names))
+    assert [getattr(config, name) for name in names] == [f"{tmp_path}/{name}" for name in names]
 
 
 @pytest.mark.parametrize("spelling", ["~/a", "~/a/", "~/b/../a", "~//a/."])
 def test_folder_of_images_is_one_setting_however_it_is_spelled(tmp_path, monkeypatch, spelling):
     monkeypatch.setenv("HOME", str(tmp_path))
-    flag_values = flags.FlagValues()
-    cli.define_flags(flag_values)
-    config = cli.parse(["train.py", f"--dataset=folder:{spelling}"], flag_values)
-    assert config.dataset == f"folder:{tmp_path}/a"
+    assert parsed(f"--dataset=folder:{spelling}").dataset == f"folder:{tmp_path}/a"
 
 
 @pytest.mark.parametrize("quiet", [True, False])

@@ -1,7 +1,6 @@
 """The SavedModel: equal to its model wherever it is loaded, and with nothing in it but the network."""
 
 import json
-import os
 import pathlib
 import shutil
 
@@ -177,7 +176,7 @@ def test_check_refuses_a_saved_model_whose_logits_differ(saved, tmp_path, monkey
     export.save(other, tmp_path / "other", CLASSES)
     if gpu:
         on_gpu(monkeypatch)
-    with pytest.raises(UserError, match="reloaded, its logits differ by up to"):
+    with pytest.raises(UserError, match="reloaded, gives logits that differ by"):
         export.check(saved.exported, tmp_path / "other", images())
 
 
@@ -186,7 +185,7 @@ def test_check_forgives_other_rounding_on_a_gpu_alone(saved, tmp_path, monkeypat
     kernel = pruning.wrappers(other)["logits"].layer.kernel
     kernel.assign(1.01 * kernel)
     export.save(other, tmp_path / "other", CLASSES)
-    with pytest.raises(UserError, match="reloaded, its logits differ by up to"):
+    with pytest.raises(UserError, match="reloaded, gives logits that differ by"):
         export.check(saved.exported, tmp_path / "other", images())
     on_gpu(monkeypatch)
     found = export.check(saved.exported, tmp_path / "other", images())
@@ -201,23 +200,3 @@ def test_check_refuses_a_saved_model_without_its_variables(saved, tmp_path):
     with pytest.raises(UserError, match="could not be reloaded") as caught:
         export.check(saved.exported, folder, images())
     assert "\n" not in str(caught.value)
-
-
-def test_folder_that_cannot_be_written_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/saved_model: could not be written") as caught:
-        export.save(ann(), tmp_path / "file" / "saved_model", CLASSES)
-    assert "\n" not in str(caught.value)
-
-
-# --- sizes
-
-
-def test_sizes_are_those_of_the_files_plain_and_gzipped(tmp_path):
-    folder = tmp_path / "saved_model"
-    (folder / "variables").mkdir(parents=True)
-    (folder / "zeros").write_bytes(bytes(100_000))
-    (folder / "variables" / "noise").write_bytes(os.urandom(50_000))
-    found = export.sizes(folder)
-    assert found["bytes"] == 150_000
-    assert 50_000 < found["bytes_gzipped"] < 52_000

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import tensorflow as tf
-from run_folders import contents, one_line
+from run_folders import Killed, contents, one_line
 
 from snn_tf import files
 from snn_tf.checkpoints import Checkpoints
@@ -91,10 +91,6 @@ def test_sweep_removes_what_is_half_written_and_nothing_else(tmp_path):
 
 
 # --- ended at every moment
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def ends_at(monkeypatch, moment: int) -> None:

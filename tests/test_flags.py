@@ -6,9 +6,8 @@ import statistics
 from pathlib import Path
 
 import pytest
-from absl import flags
+from command_line import parsed
 
-from snn_tf import cli
 from snn_tf.config import Config
 from snn_tf.errors import UsageError
 from snn_tf.results import Row, read
@@ -24,7 +23,7 @@ RUNS = [name for name in NAMES if name not in SHARED]
 STUDIES = [name for name in RUNS if "/" in name]
 RECORDED = {
     f"{study}/{group.name}": group
-    for study in ("ablation", "headline")
+    for study in sorted(path.parent.name for path in (ROOT / "results").glob("*/README.md"))
     for group in read(ROOT / "results" / study)
 }
 EXPERIMENTS = [name for name in RUNS if name != "quickstart" and name not in STUDIES]
@@ -49,15 +48,6 @@ def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def parsed(words: list[str]) -> Config:
-    """The settings to which command line words lead, read by absl as `train.py` reads them."""
-    flag_values = flags.FlagValues()
-    cli.define_flags(flag_values)
-    rest = flag_values(["train.py", *words])
-    assert rest == ["train.py"]
-    return cli.config_from_flags(flag_values)
-
-
 def text(name: str) -> str:
     return (ROOT / "flags" / f"{name}.flags").read_text()
 
@@ -80,7 +70,7 @@ def match(name: str) -> re.Match:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_flagfile_is_parsed(name):
-    assert isinstance(parsed([f"--flagfile=flags/{name}.flags"]), Config)
+    assert isinstance(parsed(f"--flagfile=flags/{name}.flags"), Config)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,11 +78,11 @@ def test_flagfile_has_no_idle_line(name):
     lines = settings(name)
     # What a study shares is read after base.flags, of which it may take something back.
     before = [BASE] if name in SHARED and "/" in name else []
-    whole = parsed(before + lines)
+    whole = parsed(*before, *lines)
 
     def idle(place: int) -> bool:
         try:
-            return parsed(before + lines[:place] + lines[place + 1 :]) == whole
+            return parsed(*before, *lines[:place], *lines[place + 1 :]) == whole
         except UsageError:
             return False
 
@@ -129,12 +119,12 @@ def test_flagfile_header_is_complete(name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_flagfile_run_dir_is_named_after_the_file(name):
-    assert parsed(settings(name)).run_dir == f"runs/{name}"
+    assert parsed(*settings(name)).run_dir == f"runs/{name}"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_flagfile_name_agrees_with_settings(name):
-    fields, config = match(name), parsed(settings(name))
+    fields, config = match(name), parsed(*settings(name))
     assert config.dataset == fields["dataset"]
     assert config.network == fields["network"]
     assert config.timesteps == int(fields["timesteps"])
@@ -147,7 +137,7 @@ def test_flagfile_name_agrees_with_settings(name):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_study_is_named_after_its_density_and_steps(name):
-    config, words = parsed(settings(name)), name.split("/")[1].split("_")
+    config, words = parsed(*settings(name)), name.split("/")[1].split("_")
     densities = [float(word) for word in words if re.fullmatch(r"\d\.\d+", word)]
     assert densities == ([] if config.method == "dense" else [config.density])
     steps = [int(word[1:]) for word in words if re.fullmatch(r"t\d+", word)]
@@ -158,10 +148,10 @@ def test_study_is_named_after_its_density_and_steps(name):
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *STUDIES])
 def test_flagfile_meta_model_is_trained_by_its_dense_sibling(name):
-    config = parsed(settings(name))
+    config = parsed(*settings(name))
     if config.snn_start:
         start = config.snn_start.removeprefix("runs/")
-        longer = parsed(settings(start))
+        longer = parsed(*settings(start))
         assert header(name)["Needs"] == f"train_snn of flags/{start}.flags."
         assert longer.concerning("compress") == config.concerning("compress")
         return
@@ -170,7 +160,7 @@ def test_flagfile_meta_model_is_trained_by_its_dense_sibling(name):
         assert "Needs" not in header(name)
         return
     sibling = config.meta_model.removeprefix("runs/")
-    teacher = parsed(settings(sibling))
+    teacher = parsed(*settings(sibling))
     assert teacher.method == "dense" and not teacher.meta_model
     assert teacher.concerning("train_ann") == config.concerning("train_ann")
     assert header(name)["Needs"] == f"train_ann of flags/{sibling}.flags."
@@ -178,14 +168,14 @@ def test_flagfile_meta_model_is_trained_by_its_dense_sibling(name):
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("_small")])
 def test_small_flagfile_differs_from_the_full_one_only_by_what_is_small(name):
-    full = dataclasses.asdict(parsed(settings(name.removesuffix("_small"))))
-    small = dataclasses.asdict(parsed(settings(name)))
+    full = dataclasses.asdict(parsed(*settings(name.removesuffix("_small"))))
+    small = dataclasses.asdict(parsed(*settings(name)))
     shared = {line.split("=")[0].removeprefix("--") for line in settings("small")}
     assert {key for key in full if full[key] != small[key]} <= shared | {"run_dir", "meta_model"}
 
 
 def test_flagfiles_differ_in_more_than_their_folder():
-    configs = [dataclasses.replace(parsed(settings(name)), run_dir="any") for name in RUNS]
+    configs = [dataclasses.replace(parsed(*settings(name)), run_dir="any") for name in RUNS]
     assert len(set(configs)) == len(configs)
 
 
@@ -196,7 +186,7 @@ def test_experiments_cover_every_network_and_structure_of_the_paper():
 
 
 def test_quickstart_needs_no_download_and_no_other_run():
-    config = parsed(settings("quickstart"))
+    config = parsed(*settings("quickstart"))
     assert config.dataset == "digits"
     assert config.meta_model == ""
     assert config.stages()[0] == "train_ann" and config.stages()[-1] == "export"
@@ -204,7 +194,7 @@ def test_quickstart_needs_no_download_and_no_other_run():
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_records_were_made_by_the_flagfile_of_their_name(name):
-    made = Row(name, {"config": dataclasses.asdict(parsed(settings(name)))}).settings()
+    made = Row(name, {"config": dataclasses.asdict(parsed(*settings(name)))}).settings()
     for row in RECORDED[name].rows:
         assert row.settings() == made
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzzing import RunFolder, fate, flagfile, image_folder, parsed, results_row
+from command_line import parsed
+from fuzzing import RunFolder, fate, flagfile, image_folder, results_row
 from test_results import record
 
 from snn_tf import data
@@ -34,7 +35,7 @@ Attempt = Callable[[], object]
 def stream(kind: str, folder: Path) -> Callable[[random.Random], Attempt]:
     """Makes the next input of a kind in `folder`, and gives what reads it."""
     if kind == "flagfiles":
-        return lambda rng: functools.partial(parsed, flagfile(rng, folder))
+        return lambda rng: functools.partial(parsed, *flagfile(rng, folder))
     if kind == "run folders":
         return RunFolder(folder, RECORD).broken
     if kind == "results":

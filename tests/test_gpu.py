@@ -22,7 +22,14 @@ from snn_tf.update import Recipe, Update
 pytestmark = pytest.mark.gpu
 CPU, GPU = "CPU:0", "GPU:0"
 BATCH, STEPS = 8, 3
-SETTINGS = {"network": "vgg5", "width": 0.25, "head": "linear", "density": 0.3, "timesteps": 3}
+SETTINGS = {
+    "network": "vgg5",
+    "width": 0.25,
+    "head": "linear",
+    "density": 0.3,
+    "density_schedule": "constant",
+    "timesteps": 3,
+}
 RECIPE = Recipe("sgd", 0.05, 1e-3, 2)
 
 
@@ -52,6 +59,7 @@ def guided(config: Config) -> Update:
     pruner = pruners.make_pruner(plain, config, 4)
     initialise(pruner.model, 2, pruner.start(2))
     pruning.project(pruner.model)
+    assert all(0 < pruner.gate(name).numpy().mean() < 1 for name in pruner.wrappers)
     teacher = initialised(config.network, 9, width=config.width, head=config.head)
     teacher.trainable = False
     objective = AttentionGuided(pruner, teacher, config)

@@ -97,14 +97,15 @@ def test_after_the_block_everything_is_as_before():
     assert [sys.unraisablehook, *map(signal.getsignal, watched)] == before
 
 
-def test_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_ignored_signal_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with interruption.handled():
-            send(signal.SIGINT)
+            send(number)
             interruption.check()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def test_second_sigint_ends_the_process():

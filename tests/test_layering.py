@@ -11,7 +11,7 @@ LEVELS = {
     name: level
     for level, names in enumerate(
         (
-            ("errors",),
+            ("errors", "machine"),
             ("settings",),
             ("contradictions",),
             (

@@ -1,6 +1,7 @@
 """Tests of the neuron in C++: its values, how it is built, and what happens where it cannot be."""
 
 import os
+import shutil
 import stat
 
 import numpy as np
@@ -19,10 +20,10 @@ BLOCK = 256  # neurons that the C++ walks together
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    try:
-        native.operations()
-    except native.Unavailable as error:
-        pytest.skip(f"the native neuron is not to be had here: {error}")
+    """Skips without a compiler; with one, sources that it does not compile are a failure."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("the native neuron needs a C++ compiler")
+    native.operations()
 
 
 def with_gradients(scan, current, leak, v_th, *rest):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from run_folders import model_of, record
+from run_folders import Killed, model_of, record
 from small_networks import kernels
 
 from snn_tf import config as configs
-from snn_tf import data, models, pruning, results, stages
+from snn_tf import data, models, provenance, pruning, results, stages
 from snn_tf.config import STAGES, Config
 from snn_tf.errors import UsageError
 from snn_tf.graph import Graph, is_neuron
@@ -116,7 +116,7 @@ def test_every_stage_leaves_a_record(run_dir):
             "numpy",
             "snn_tf",
         }
-        assert "commit" in found and "core" in found["device"]
+        assert "commit" in found and found["device"] == provenance.device()
         assert 0 < found["seconds"] < 600
         assert 0 <= found["validation_accuracy"] <= 1
 
@@ -289,10 +289,6 @@ def test_settings_of_no_stage_may_change(irregular, capsys):
     run_dir, _ = irregular
     stages.run(config_of(run_dir, log_every=7, lif="rnn", jit_compile="true"))
     assert capsys.readouterr().out.count("done before, skipped") == len(STAGES)
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def killed_in(monkeypatch, stage: str, step: int) -> None:

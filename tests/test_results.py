@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy import stats
 
 from snn_tf import comparison, report, results, tables
 from snn_tf.config import Config
@@ -154,6 +155,24 @@ def test_difference_of_one_seed_has_an_interval_and_of_three_a_deviation(rows):
         results.difference(dense, "trained_snn", results.Group([results.Row("x", other)]), "trained_snn")
         is None
     )
+
+
+def test_difference_of_two_seeds_has_the_interval_of_both_ones_images(tmp_path):
+    for seed in (0, 1):
+        put(tmp_path, f"one_seed{seed}", record(answers(300 + seed, seed), answers(340), seed))
+        put(
+            tmp_path,
+            f"two_seed{seed}",
+            record(answers(280, 9 * seed), answers(340), seed, density=0.5),
+        )
+    one, two = (groups_of(tmp_path)[name] for name in ("one", "two"))
+    found = results.difference(one, "trained_snn", two, "trained_snn")
+    first = np.concatenate([answers(300, 0), answers(301, 1)]).astype(float)
+    second = np.concatenate([answers(280, 0), answers(280, 9)]).astype(float)
+    interval = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert (found.seeds, found.deviation) == (2, None)
+    assert found.mean == pytest.approx(first.mean() - second.mean())
+    assert found.interval == pytest.approx((interval.low, interval.high))
 
 
 def test_row_whose_snn_continues_another_is_an_experiment_of_its_own(rows):
@@ -400,6 +419,23 @@ def test_plot_shows_mean_and_spread_by_group(rows, monkeypatch):
     assert points["small_attention"] == [7.0, pytest.approx(77.0)]
     assert points["small_magnitude"] == [7.0, pytest.approx(100 * 914 / 1200)]
     assert axes.get_xlabel() == "label"
+
+
+def test_plot_of_two_seeds_has_no_bars(tmp_path, monkeypatch):
+    for seed in (0, 1):
+        put(tmp_path, f"a_seed{seed}", record(answers(300 + 9 * seed), answers(340), seed))
+    (axes,) = plotted(results.read(tmp_path), tmp_path, monkeypatch).axes
+    assert not axes.containers[0].has_yerr
+
+
+def test_row_older_than_a_setting_has_its_default(tmp_path):
+    made = record(answers(300), answers(340), method="attention")
+    for name in ("method", "density_schedule", "saliency", "activation_levels"):
+        made["config"].pop(name, None)
+    put(tmp_path, "old", made)
+    (group,) = results.read(tmp_path)
+    assert tables.masks_of(group) == "attention, cubic"
+    assert group.config["method"] == Config.method
 
 
 def test_rows_of_a_plot_look_different_and_its_legend_hides_none(rows, monkeypatch):

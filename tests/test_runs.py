@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from absl import flags
+from command_line import parsed
 from run_folders import contents, one_line
 
-from snn_tf import cli, copies, files, provenance, pruning, runs
 from snn_tf import config as configs
+from snn_tf import copies, files, machine, provenance, pruning, runs
 from snn_tf.config import Config
 from snn_tf.errors import UsageError, UserError
 from snn_tf.initialisation import initialise
@@ -371,11 +371,7 @@ def test_config_flags_is_a_flagfile_that_gives_the_same_config(tmp_path, setting
     """But it overwrites nothing."""
     folder = StageFolder(tmp_path, configs.TRAIN_ANN)
     folder.open(Config(**settings, overwrite=overwrite), [])
-    flag_values = flags.FlagValues()
-    cli.define_flags(flag_values)
-    rest = flag_values(["train.py", f"--flagfile={folder.path / 'config.flags'}"])
-    assert rest == ["train.py"]
-    assert cli.config_from_flags(flag_values) == Config(**settings)
+    assert parsed(f"--flagfile={folder.path / 'config.flags'}") == Config(**settings)
 
 
 def test_record_of_a_number_that_is_not_finite_is_one_line(tmp_path):
@@ -445,7 +441,7 @@ def test_broken_note_of_the_data_is_one_line(tmp_path, broken):
 def test_device_names_the_processor_as_exactly_as_it_is_known(tmp_path, monkeypatch, lines, name):
     if lines:
         (tmp_path / "cpuinfo").write_text(lines)
-    monkeypatch.setattr(provenance, "_CPUS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "_CPUS", tmp_path / "cpuinfo")
     monkeypatch.setattr(provenance.platform, "processor", lambda: "")
     monkeypatch.setattr(provenance.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])

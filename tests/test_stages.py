@@ -61,18 +61,31 @@ def refusal(kind: type[UserError], config: Config) -> str:
 # --- what every stage has
 
 
-def test_every_training_stage_blanks_as_much_of_an_image_as_its_own_setting_says(tmp_path, monkeypatch):
-    blanked, training_batches = {}, data.training_batches
+def test_every_stage_sees_training_images_as_its_own_settings_say(tmp_path, monkeypatch):
+    seen, training_batches = {}, data.training_batches
 
     def watched(split, spec, batch_size, seed, start_step, stop_step, cutout=0):
-        blanked[seed] = cutout
+        seen[seed] = (split, spec.augment, batch_size, stop_step, cutout)
         return training_batches(split, spec, batch_size, seed, start_step, stop_step, cutout)
 
     monkeypatch.setattr(data, "training_batches", watched)
-    config = config_of(tmp_path, *configs.STAGES[:4], ann_cutout=2, snn_cutout=3)
+    own = {"ann_cutout": 2, "snn_cutout": 3, "augment": "crop"}
+    calibration = {"calibration_batches": 3, "calibration_batch_size": 20}
+    config = config_of(tmp_path, *configs.STAGES[:4], **own, **calibration)
     stages.run(config)
-    expected = {configs.TRAIN_ANN: 2, configs.COMPRESS: 2, configs.CONVERT: 0, configs.TRAIN_SNN: 3}
-    assert blanked == {config.stage_seed(stage): cutout for stage, cutout in expected.items()}
+    # Digits have 1,078 training images; thresholds are calibrated on some of them as they are.
+    trained = ("crop", 128, 8)
+    expected = {
+        configs.TRAIN_ANN: (*trained, 2),
+        configs.COMPRESS: (*trained, 2),
+        configs.CONVERT: ("none", 20, 3, 0),
+        configs.TRAIN_SNN: (*trained, 3),
+    }
+    found = {seed: rest for seed, (_, *rest) in seen.items()}
+    assert found == {config.stage_seed(stage): [*wanted] for stage, wanted in expected.items()}
+    training = data.load(config).train
+    for split, *_ in seen.values():
+        np.testing.assert_array_equal(split.images, training.images)
 
 
 def test_every_record_of_a_process_has_the_commit_of_its_start(tmp_path, monkeypatch):
@@ -119,8 +132,8 @@ def test_magnitude_keeps_the_same_number_wherever_they_are(student):
     assert found["active_weights"] == round(0.3 * sum(SIZES.values()))
     densities = {layer["name"]: layer["density"] for layer in found["layers"]}
     assert max(densities.values()) - min(densities.values()) > 0.05
-    for name, kernel in kernels(model).items():
-        assert np.count_nonzero(kernel) <= found["density"] * sum(SIZES.values()), name
+    kept = {name: np.count_nonzero(kernel) for name, kernel in kernels(model).items()}
+    assert kept == {name: np.count_nonzero(mask) for name, mask in pruning.masks(model).items()}
 
 
 def test_magnitude_uniform_gives_every_layer_one_density(student):
@@ -286,6 +299,23 @@ def test_export_is_in_float32_if_asked_whatever_the_training_was_in(tmp_path):
     np.testing.assert_allclose(network(images=tf.constant(images))["logits"], model(images), atol=1e-4)
 
 
+def test_export_that_cannot_be_written_or_reloaded_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    stages.run(config_of(tmp_path, *STAGES[:4], method="dense"))
+    config = config_of(tmp_path, configs.EXPORT, method="dense")
+    failures = {
+        "save": OSError(28, "No space left on device"),
+        "check": UserError("export: the SavedModel could not be reloaded: it is half"),
+    }
+    for name, error in failures.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(stages.export, name, lambda *rest, error=error: (_ for _ in ()).throw(error))
+            line = refusal(UserError, config)
+        folder = tmp_path / configs.EXPORT
+        written = f"{folder / 'saved_model'}: could not be written: No space left on device"
+        assert line == (written if name == "save" else str(error))
+        assert not list(folder.rglob("*saved_model*"))
+
+
 def test_train_snn_follows_the_compressed_ann_and_saves_spikes(tmp_path, student):
     student(configs.CONVERT, configs.TRAIN_SNN, snn_distill=0.7, spike_penalty=1.0, snn_epochs=2)
     found = record(tmp_path, configs.TRAIN_SNN)
@@ -405,6 +435,16 @@ def test_images_added_under_a_run_are_refused(tmp_path):
     assert line.startswith(
         f"--dataset=folder:{folder}: is not what it was when {tmp_path / 'run'} began"
     )
+
+
+def test_images_that_changed_under_a_run_are_refused_by_its_own_folder(tmp_path):
+    folder = tmp_path / "images"
+    settings = image_folder(folder)
+    stages.run(config_of(tmp_path / "run", configs.TRAIN_ANN, **settings))
+    for path in folder.rglob("*.png"):
+        keras.utils.save_img(path, np.full((8, 8, 1), 200))
+    line = refusal(UsageError, config_of(tmp_path / "run", configs.COMPRESS, **settings))
+    assert line.startswith(f"{tmp_path / 'run' / configs.TRAIN_ANN}: standardises images by other")
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no image")])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from run_folders import Killed
 from small_networks import clips_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -411,10 +412,6 @@ def test_step_is_the_same_eager_as_graph_and_compiled(tmp_path, kind, way):
 # --- killed and resumed
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def run_and_be_killed(trainer: Trainer, after: int) -> None:
     """Runs until `after` steps have been computed, and not one thing more."""
     whole = trainer.update.several
@@ -680,8 +677,9 @@ NEVER_FINITE = "not finite at any step of the epoch up to 3; last good"
 
 
 def test_epoch_without_one_finite_step_stops_even_with_skip(tmp_path):
-    with pytest.raises(UserError, match=NEVER_FINITE):
+    with pytest.raises(UserError, match=NEVER_FINITE) as caught:
         finite_but(None, tmp_path).run()
+    assert str(caught.value).endswith("; lower the learning rate, or set --clip_norm")
 
 
 def test_epoch_without_one_finite_step_stops_after_a_resumption_in_it_too(tmp_path, monkeypatch):
@@ -906,9 +904,16 @@ def test_events_show_attention_maps_as_images(finished):
         width, height, picture = tf.make_ndarray(found.Tensors(f"attention/{name}")[-1].tensor_proto)
         # A row for each of four images: itself, the teacher's map, the student's.
         assert (int(width), int(height)) == (3 * 64, 4 * 64)
-        pixels = tf.io.decode_png(picture).numpy()[:64]
-        shown = next(iter(data.evaluation_batches(DATA.validation, 4)))[0].numpy()
-        assert np.array_equal(pixels[::16, :64:16, 0], shown[0, :, :, 0])
+        pixels = tf.io.decode_png(picture).numpy()[:64, :, 0]
+        itself, *maps = np.split(pixels, 3, axis=1)
+        shown = next(iter(data.evaluation_batches(DATA.validation, 4)))[0]
+        assert np.array_equal(itself[::16, ::16], shown[0, :, :, 0])
+        student, teacher = trainer.objective.maps(shown)[name]
+        for panel, wanted in zip(maps, (teacher[0], student[0]), strict=True):
+            grey = 255 * wanted.numpy() / wanted.numpy().max()
+            stride = 64 // len(grey)
+            np.testing.assert_allclose(panel[::stride, ::stride], grey, atol=1)
+        assert np.abs(teacher[0] - student[0]).max() > 0.01
 
 
 def test_events_of_train_snn(finished):
@@ -934,6 +939,19 @@ def test_validation_every_few_epochs_and_at_the_end(tmp_path):
     found = events(trainer)
     assert list(series(found, "accuracy/validation")) == [3 * STEPS_PER_EPOCH, STEPS]
     assert list(series(found, "accuracy/training")) == EPOCH_ENDS
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_validation_images_are_read_once_an_epoch(tmp_path, resumed):
+    config, recipe = Config(batch_size=8), Recipe("sgd", 0.1, 0.0, EPOCHS)
+    if resumed:
+        linear_trainer(tmp_path, config, recipe).run()
+    trainer = linear_trainer(tmp_path, config, recipe)
+    evaluate, read = trainer.evaluator.evaluate, []
+    trainer.evaluator.evaluate = lambda split: read.append(split) or evaluate(split)
+    result = trainer.run()
+    assert len(read) == (1 if resumed else EPOCHS)
+    assert result.accuracy == evaluate(DATA.validation).accuracy
 
 
 def test_profile_steps_leave_a_trace(finished):

@@ -16,12 +16,15 @@ from types import ModuleType
 
 import tensorflow as tf
 
+from snn_tf import machine
+
 _FOLDER = pathlib.Path(__file__).parent
 _SOURCES = ("lif_kernel.h", "lif_kernel.cc", "lif_op.cc")
 _LIBRARY = "lif.so"
 # The kernel is compiled for this very processor; what includes TensorFlow's headers is not, since
 # Eigen's do not compile for every one.
-_KERNEL_FLAGS = ("-std=c++17", "-fPIC", "-O3", "-march=native", "-mprefer-vector-width=512")
+_OF_X86 = ("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()
+_KERNEL_FLAGS = ("-std=c++17", "-fPIC", "-O3", "-march=native", *_OF_X86)
 _OP_FLAGS = ("-fPIC", "-O2", "-w")
 
 
@@ -71,13 +74,9 @@ def _key(compiler: str) -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(
-        sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    )
+    lines = machine.cpuinfo().splitlines()
+    telling = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return "\n".join(sorted(telling)) or platform.processor()
 
 
 def _build(compiler: str, library: pathlib.Path) -> None:
