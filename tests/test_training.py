@@ -951,7 +951,7 @@ def test_validation_images_are_read_once_an_epoch(tmp_path, resumed):
     trainer.evaluator.evaluate = lambda split: read.append(split) or evaluate(split)
     result = trainer.run()
     assert len(read) == (1 if resumed else EPOCHS)
-    assert result.accuracy == evaluate(DATA.validation).accuracy
+    assert result.accuracy == evaluate(trainer.source.validation).accuracy
 
 
 def test_profile_steps_leave_a_trace(finished):
