@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from snn_tf import comparison
-from snn_tf.results import read
+from snn_tf.results import COMPRESSED, DENSE, SNN, difference, read
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"ablation": ROOT / "docs" / "ablation.md", "headline": ROOT / "README.md"}
@@ -48,6 +48,51 @@ def test_readme_opens_with_the_density_and_steps_of_the_records():
             found = row.network(which)
             kept = f"{100 * found['density']:.1f} % are kept ({found['compression']:.1f}× compression)"
             assert kept in opening
+
+
+# What the pages conclude from: how far the first row's network is ahead of the second's.
+CONCLUSIONS = [
+    ("headline", "irregular_0.029", COMPRESSED, "dense", DENSE),
+    ("headline", "dense", SNN, "irregular_0.029", SNN),
+    ("headline", "dense", DENSE, "irregular_0.029", SNN),
+    ("headline", "dense", DENSE, "dense", SNN),
+    ("headline", "dense", DENSE, "irregular_0.029_levels", SNN),
+    ("headline", "dense", DENSE, "irregular_0.029_levels_t10", SNN),
+    ("headline", "irregular_0.029_levels", COMPRESSED, "irregular_0.029_levels", SNN),
+    ("headline", "irregular_0.029_levels", SNN, "irregular_0.029", SNN),
+    ("headline", "irregular_0.029_levels_t10", SNN, "irregular_0.029_levels_t10", COMPRESSED),
+    ("headline", "irregular_0.029_levels_beta100", COMPRESSED, "irregular_0.029_levels", COMPRESSED),
+    ("headline", "irregular_0.029_levels_beta100", SNN, "irregular_0.029_levels", SNN),
+    ("headline", "dense", SNN, "channel_0.5", SNN),
+    ("headline", "plain_dense", DENSE, "plain_dense", SNN),
+    ("ablation", "attention_cubic_0.05", COMPRESSED, "magnitude_0.05", COMPRESSED),
+    ("ablation", "attention_cubic_0.05", SNN, "magnitude_0.05", SNN),
+    ("ablation", "magnitude_0.05", COMPRESSED, "attention_sparing_0.05", COMPRESSED),
+    ("ablation", "magnitude_0.05", SNN, "attention_sparing_0.05", SNN),
+    ("ablation", "magnitude_0.05", COMPRESSED, "fisher_sparing_0.05", COMPRESSED),
+    ("ablation", "magnitude_0.05", SNN, "fisher_sparing_0.05", SNN),
+    ("ablation", "attention_cubic_0.05_beta100", COMPRESSED, "magnitude_0.05_beta100", COMPRESSED),
+    ("ablation", "attention_cubic_0.05_beta100", SNN, "magnitude_0.05_beta100", SNN),
+    ("ablation", "attention_cubic_0.05_beta100", COMPRESSED, "no_attention_cubic_0.05", COMPRESSED),
+    ("ablation", "attention_cubic_0.05_beta100", SNN, "no_attention_cubic_0.05", SNN),
+    ("ablation", "magnitude_0.05_beta100", COMPRESSED, "magnitude_no_attention_0.05", COMPRESSED),
+    ("ablation", "magnitude_0.05_beta100", SNN, "magnitude_no_attention_0.05", SNN),
+    ("ablation", "attention_cubic_0.05_beta100_fixed_v_th", SNN, "attention_cubic_0.05_beta100", SNN),
+    ("ablation", "attention_cubic_0.05_beta100_fixed_leak", SNN, "attention_cubic_0.05_beta100", SNN),
+    ("ablation", "attention_cubic_0.05_beta100_distilled", SNN, "attention_cubic_0.05_beta100", SNN),
+]
+
+
+@pytest.mark.parametrize(("study", "first", "which", "second", "other"), CONCLUSIONS)
+def test_page_concludes_from_the_records_as_they_are(study, first, which, second, other):
+    page = " ".join(PAGES[study].read_text().split()).replace(" points [", " [")
+    groups = (RECORDED[f"{study}/{name}"] for name in (first, second))
+    ahead = difference(next(groups), which, next(groups), other)
+    spread = f"± {100 * ahead.deviation:.2f}" if ahead.deviation else ""
+    if ahead.interval:
+        low, high = (100 * bound for bound in ahead.interval)
+        spread = f"[{low:.2f}, {high:.2f}]"
+    assert f"{100 * ahead.mean:.2f} {spread}" in page
 
 
 @pytest.mark.parametrize("study", PAGES)
