@@ -233,11 +233,6 @@ def test_density_that_nothing_is_trained_at_is_warned_of(student, capsys):
     assert "compress: warning: the density reaches 0.3 after the last step" in capsys.readouterr().out
 
 
-def test_attention_off_still_compresses(student):
-    found, _ = student(attention=0.0)
-    assert found["active_weights"] == round(0.3 * sum(SIZES.values()))
-
-
 def test_one_time_step_runs_through(tmp_path, student):
     student(configs.CONVERT, configs.TRAIN_SNN, method="random", timesteps=1)
     for stage in (configs.CONVERT, configs.TRAIN_SNN):
