@@ -41,26 +41,14 @@ def load(config: Config) -> tuple[dict[str, Split], list[str]]:
       UserError: the folder is not there, is not laid out so, its first image is unreadable, or one is a
         kind of BMP that TensorFlow takes for another.
     """
-    folder = Path(config.dataset.removeprefix(FOLDER))
-    if not folder.is_dir() or config.dataset == FOLDER:
-        raise UserError(f"--dataset={config.dataset}: there is no such folder")
-    parts = {"train": folder}
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        parts = {split: folder / split for split in _SPLITS}
-        if others := [part.name for part in _listed(folder) if part.is_dir() and part.name not in parts]:
-            raise UserError(f"{folder / others[0]}: is no split; allowed are {', '.join(_SPLITS)}")
-    listed = {split: _class_files(part) for split, part in parts.items() if part.is_dir()}
+    parts = _parts(config)
+    listed = {split: _class_files(part) for split, part in parts.items()}
     classes = sorted(listed["train"])
     if len(classes) < 2:
         raise UserError(
             f"{parts['train']}: must hold a folder per class, at least 2; found {len(classes)}"
         )
-    every = [path for files in listed.values() for paths in files.values() for path in paths]
-    channels = _channels(every)
-    height, width, _ = shape_of(listed["train"][classes[0]][0])
-    if config.image_size:
-        height = width = config.image_size
-    image_shape = height, width, channels
+    image_shape = _common_shape(listed, classes[0], config.image_size)
     splits = {}
     for split, files in listed.items():
         if unknown := sorted(set(files) - set(classes)):
@@ -75,6 +63,19 @@ def load(config: Config) -> tuple[dict[str, Split], list[str]]:
         held = max(1, round(_TEST_FRACTION * len(train)))
         splits["train"], splits["test"] = hold_out(f"--dataset={config.dataset}", train, held)
     return splits, classes
+
+
+def _parts(config: Config) -> dict[str, Path]:
+    """The folder of each split, or that of all images as train."""
+    folder = Path(config.dataset.removeprefix(FOLDER))
+    if not folder.is_dir() or config.dataset == FOLDER:
+        raise UserError(f"--dataset={config.dataset}: there is no such folder")
+    if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
+        return {"train": folder}
+    named = {part.name: folder / part.name for part in _listed(folder) if part.is_dir()}
+    if others := sorted(named.keys() - set(_SPLITS)):
+        raise UserError(f"{folder / others[0]}: is no split; allowed are {', '.join(_SPLITS)}")
+    return {split: named[split] for split in _SPLITS if split in named}
 
 
 def decode(splits: dict[str, Split], cache_gib: float) -> dict[str, Split]:
@@ -153,8 +154,14 @@ def _labels(files: dict[str, list[Path]], classes: list[str]) -> np.ndarray:
     return np.repeat(np.arange(len(classes), dtype=np.int32), counts)
 
 
-def _channels(paths: list[Path]) -> int:
-    """Channels of all images: 1 if every file is grey, else 3. Says how many are to be rotated."""
+def _common_shape(
+    listed: dict[str, dict[str, list[Path]]], first: str, image_size: int
+) -> tuple[int, int, int]:
+    """Height, width and channels of all images: the first one's size, a channel if every file is grey.
+
+    Says how many are to be rotated.
+    """
+    paths = [path for files in listed.values() for part in files.values() for path in part]
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(_header, paths))
     turned = sum(orientation != _UPRIGHT for _, orientation in headers)
@@ -163,7 +170,10 @@ def _channels(paths: list[Path]) -> int:
             f"data: warning: {turned} of {len(paths)} images have a rotation in their EXIF data, which "
             "is not applied; turn their pixels, such as by mogrify -auto-orient"
         )
-    return 1 if all(grey for grey, _ in headers) else 3
+    height, width, _ = shape_of(listed["train"][first][0])
+    if image_size:
+        height = width = image_size
+    return height, width, 1 if all(grey for grey, _ in headers) else 3
 
 
 def _header(path: Path) -> tuple[bool, int]:
