@@ -30,14 +30,13 @@ RECIPE = Recipe("adam", LEARNING_RATE, weight_decay=0.0, epochs=1)
 # As many as CIFAR-10's training split gives at a batch size of 128.
 STEPS_PER_EPOCH = 351
 # A network is measured as sparse as --density says: masks that fall to it begin dense.
-DENSITY_SCHEDULE = "constant"
+COMMON = {"dropout": 0.0, "head_dropout": 0.0, "density_schedule": "constant"}
 
 
 def define_settings(**defaults) -> None:
     """Defines `train.py`'s flags for a program, with defaults of its own."""
     cli.define_flags()
-    common = {"dropout": 0.0, "head_dropout": 0.0, "density_schedule": DENSITY_SCHEDULE}
-    for name, value in {**common, **defaults}.items():
+    for name, value in {**COMMON, **defaults}.items():
         flags.FLAGS.set_default(name, value)
 
 
@@ -66,10 +65,8 @@ def settings(**changes) -> Config:
     common = {
         "run_dir": tempfile.mkdtemp(dir=_scratch.name),
         "schedule": "constant",
-        "dropout": 0.0,
-        "head_dropout": 0.0,
         "surrogate_scale": SURROGATE_SCALE,
-        "density_schedule": DENSITY_SCHEDULE,
+        **COMMON,
     }
     return execution.resolve(Config(**{**common, **changes}))
 

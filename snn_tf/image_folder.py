@@ -23,7 +23,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _SPLITS = ("train", "validation", "test")
 _TEST_FRACTION = 0.2
 # Kinds of pixels and formats, in Pillow's names; TensorFlow decodes no other format to one channel.
-_GREY = {"1", "L", "LA", "I;16"}
+_GREY = {"1", "L", "LA"}
 _WITH_GREY = {"PNG", "JPEG"}
 _UPRIGHT = 1
 
@@ -109,9 +109,9 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
         if not part.is_dir():
             passed_over.append(part)
             continue
-        entries = _listed(part)
-        images = [entry for entry in entries if entry.name.lower().endswith(_SUFFIXES)]
-        passed_over += [entry for entry in entries if entry not in images]
+        images: list[os.DirEntry[str]] = []
+        for entry in _listed(part):
+            (images if entry.name.lower().endswith(_SUFFIXES) else passed_over).append(entry)
         for entry in images:
             if not entry.is_file():
                 raise UserError(f"{entry.path}: is not a file, or leads to none")

@@ -22,8 +22,8 @@ from snn_tf.config import EVALUATE, STAGES, TRAIN_SNN, Config
 from snn_tf.errors import UserError
 from snn_tf.settings import setting_of
 
-DENSE, COMPRESSED, CONVERTED, SNN = "dense_ann", "compressed_ann", "converted_snn", "trained_snn"
-"""The networks of a run; in its record, the last one's facts stand at the top."""
+DENSE, COMPRESSED, SNN = "dense_ann", "compressed_ann", "trained_snn"
+"""Networks of a run; in its record, the last one's facts stand at the top."""
 
 CONFIDENCE = 0.95
 FEW = 2
@@ -40,6 +40,11 @@ class Row:
     name: str
     record: Mapping[str, Any]
 
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The settings; one that is younger than the record has its default."""
+        return vars(Config()) | self.record["config"]
+
     @property
     def seed(self) -> int:
         return self.record["config"]["seed"]
@@ -47,7 +52,7 @@ class Row:
     @property
     def continues(self) -> bool:
         """Whether its SNN training began with another run's SNN (`--snn_start`)."""
-        return bool(self.record["config"].get("snn_start"))
+        return bool(self.config["snn_start"])
 
     def network(self, which: str) -> Mapping[str, Any]:
         """Facts of a network, such as `DENSE`."""
@@ -59,7 +64,7 @@ class Row:
         for field in dataclasses.fields(Config):
             setting = setting_of(field)
             if setting.stages and field.name != "seed" and (groups is None or setting.group in groups):
-                found[field.name] = self.record["config"].get(field.name, field.default)
+                found[field.name] = self.config[field.name]
         return found | {"snn_start": self.continues}
 
     def identity(self) -> dict[str, Any]:
@@ -79,8 +84,7 @@ class Group:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The settings; one that is younger than the record has its default."""
-        return vars(Config()) | self.rows[0].record["config"]
+        return self.rows[0].config
 
     def values(self, which: str, *keys: str) -> list[Any]:
         """A fact of a network, such as `DENSE`, by its keys in the record, for every row.

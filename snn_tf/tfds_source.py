@@ -5,12 +5,13 @@ TFDS raises exceptions of every kind and prints freely; from here come one line 
 
 import contextlib
 import difflib
+import functools
 import io
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -44,7 +45,7 @@ def load(config: Config) -> tuple[dict[str, Split], list[str]]:
         image, label = _image_and_label(name, builder)
         with _reported(
             f"--dataset={name}: cannot be read from {builder.data_dir}",
-            "move that folder away to have it prepared again",
+            lambda: "move that folder away to have it prepared again",
         ):
             splits = {
                 split: _read_split(builder, split, image.shape)
@@ -65,7 +66,7 @@ def _prepared(config: Config) -> tfds.core.DatasetBuilder:
     where = config.data_dir or constants.DATA_DIR
     with _reported(
         f"--dataset={name}: not prepared in {where} and could not be downloaded or prepared",
-        _remedy(name),
+        functools.partial(_remedy, name),
     ):
         if tiny:
             builder = tiny_imagenet.builder(config.data_dir, config.manual_dir)
@@ -144,7 +145,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reported(what: str, remedy: str) -> Iterator[None]:
+def _reported(what: str, remedy: Callable[[], str]) -> Iterator[None]:
     """Turns whatever TFDS raises, whose exceptions are of every kind, into one line."""
     try:
         yield
@@ -153,4 +154,4 @@ def _reported(what: str, remedy: str) -> Iterator[None]:
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:
-        raise UserError(f"{what} ({type(error).__name__}: {first_line(error)}); {remedy}") from error
+        raise UserError(f"{what} ({type(error).__name__}: {first_line(error)}); {remedy()}") from error

@@ -200,3 +200,10 @@ def test_check_refuses_a_saved_model_without_its_variables(saved, tmp_path):
     with pytest.raises(UserError, match="could not be reloaded") as caught:
         export.check(saved.exported, folder, images())
     assert "\n" not in str(caught.value)
+
+
+def test_folder_that_cannot_be_written_is_an_error_of_the_disk_or_of_tensorflow(tmp_path):
+    """What the stage turns into one line that names the export."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises((OSError, tf.errors.OpError)):
+        export.save(ann(), tmp_path / "file" / "saved_model", CLASSES)

@@ -466,6 +466,14 @@ def test_plots_label_their_costs_with_plain_numbers_however_near_they_lie(rows, 
     assert axes.get_xscale() == ("log" if costs == (0.55, 8.5) else "linear")
 
 
+def test_plots_label_an_axis_of_less_than_a_decade_with_plain_numbers(rows, monkeypatch):
+    (axes,) = plotted(results.read(rows), rows, monkeypatch, (0.55, 8.5)).axes
+    axes.set_xlim(0.55, 8.5)
+    axes.figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_xticklabels() if label.get_text()]
+    assert [label for label in labels if 0.55 <= float(label) <= 8.5] == ["1", "2", "3", "5"]
+
+
 def test_add_takes_the_records_of_an_evaluated_run(tmp_path, capsys):
     run_dir, folder = tmp_path / "runs" / "small_dense", tmp_path / "results"
     for stage in ("compress", "evaluate"):
