@@ -11,7 +11,11 @@ from snn_tf import comparison
 from snn_tf.results import COMPRESSED, DENSE, SNN, difference, read
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"ablation": ROOT / "docs" / "ablation.md", "headline": ROOT / "README.md"}
+PAGES = {
+    "ablation": ROOT / "docs" / "ablation.md",
+    "headline": ROOT / "README.md",
+    "others": ROOT / "docs" / "ablation.md",
+}
 README = PAGES["headline"].read_text()
 RECORDED = {
     f"{study}/{group.name}": group for study in PAGES for group in read(ROOT / "results" / study)
@@ -80,6 +84,17 @@ CONCLUSIONS = [
     ("ablation", "attention_cubic_0.05_beta100_fixed_v_th", SNN, "attention_cubic_0.05_beta100", SNN),
     ("ablation", "attention_cubic_0.05_beta100_fixed_leak", SNN, "attention_cubic_0.05_beta100", SNN),
     ("ablation", "attention_cubic_0.05_beta100_distilled", SNN, "attention_cubic_0.05_beta100", SNN),
+    ("others", "resnet12_dense", DENSE, "resnet12_irregular_0.05", COMPRESSED),
+    ("others", "resnet12_dense", SNN, "resnet12_irregular_0.05", SNN),
+    ("others", "resnet12_dense", DENSE, "resnet12_dense", SNN),
+    ("others", "resnet12_irregular_0.05_levels", SNN, "resnet12_irregular_0.05", SNN),
+    ("others", "resnet12_irregular_0.05_levels", SNN, "resnet12_dense", SNN),
+    ("others", "resnet12_irregular_0.05_levels", COMPRESSED, "resnet12_irregular_0.05_levels", SNN),
+    ("others", "resnet12_irregular_0.05", COMPRESSED, "resnet12_irregular_0.05_levels", COMPRESSED),
+    ("others", "tiny_imagenet_irregular_0.05", COMPRESSED, "tiny_imagenet_dense", DENSE),
+    ("others", "tiny_imagenet_irregular_0.05", SNN, "tiny_imagenet_dense", SNN),
+    ("others", "tiny_imagenet_dense", DENSE, "tiny_imagenet_dense", SNN),
+    ("others", "tiny_imagenet_irregular_0.05", COMPRESSED, "tiny_imagenet_irregular_0.05", SNN),
 ]
 
 
