@@ -28,9 +28,9 @@ OPENING = {
     "compressed ANN, activations of five levels": ("irregular_0.029_levels", "compressed_ann"),
     "its SNN, T = 5": ("irregular_0.029_levels", "trained_snn"),
     "its SNN, T = 10": ("irregular_0.029_levels_t10", "trained_snn"),
-    "dense ANN, longer trained": ("longer_irregular_0.029_levels", "dense_ann"),
-    "compressed ANN of five levels, longer trained": ("longer_irregular_0.029_levels", "compressed_ann"),
-    "SNN of longer trained ANNs, T = 5": ("longer_irregular_0.029_levels", "trained_snn"),
+    "dense ANN, trained longer": ("longer_irregular_0.029_levels", "dense_ann"),
+    "compressed ANN of five levels, trained longer": ("longer_irregular_0.029_levels", "compressed_ann"),
+    "SNN of these ANNs, T = 5": ("longer_irregular_0.029_levels", "trained_snn"),
 }
 
 
@@ -51,8 +51,8 @@ def test_readme_opens_with_the_density_and_steps_of_the_records():
         (row,) = RECORDED[f"headline/{name}"].rows
         steps = re.search(r"T = (\d+)", label)
         assert not steps or int(steps[1]) == row.record["timesteps"]
-        found = row.network(which)
-        if found["density"] < 1:
+        if name != "dense" and which != "dense_ann":
+            found = row.network(which)
             kept = f"{100 * found['density']:.1f} % are kept ({found['compression']:.1f}× compression)"
             assert kept in opening
 
@@ -75,6 +75,8 @@ CONCLUSIONS = [
     ("headline", "longer_irregular_0.029_levels", COMPRESSED, "longer_irregular_0.029_levels", SNN),
     ("headline", "longer_irregular_0.029_levels", DENSE, "longer_irregular_0.029_levels", COMPRESSED),
     ("headline", "longer_irregular_0.029_levels", SNN, "irregular_0.029_levels_beta100", SNN),
+    ("headline", "longer_irregular_0.029_levels", DENSE, "dense", DENSE),
+    ("headline", "longer_irregular_0.029_levels", SNN, "dense", SNN),
     ("headline", "plain_dense", DENSE, "plain_dense", SNN),
     ("ablation", "attention_cubic_0.05", COMPRESSED, "magnitude_0.05", COMPRESSED),
     ("ablation", "attention_cubic_0.05", SNN, "magnitude_0.05", SNN),
