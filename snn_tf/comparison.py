@@ -34,10 +34,7 @@ _BRIEF = (
     "spikes/neuron",
     "energy ratio",
 )
-_OF_ALL = (
-    *("dataset", "network", "width", "head", "batch_norm"),
-    *("ann_epochs", "compress_epochs", "snn_epochs", "batch_size"),
-)
+_OF_ALL = ("dataset", "network", "width", "head", "batch_norm", "batch_size")
 # Ten colours of a marker, then those of the next: rows that share one differ in the other.
 _MARKS = rcsetup.cycler(marker=list("os^Dv*")) * matplotlib.rcParamsDefault["axes.prop_cycle"]
 _WIDE = 5.0  # a logarithmic axis of less may have no tick to read it by
@@ -51,8 +48,10 @@ is that of the dense ANN to the SNN, or, where it says so, to the compressed ANN
 dense network is another's only where their accuracies are equal: on another processor training gives
 another network, and differences between such rows include that. What stands under *masks* are values of
 `--method`, `--saliency`, `--density_schedule`, `--structure`, `--macs_exponent` and `--student_start`; β
-is `--attention`. The columns of the energy table are explained in `snn_tf/costs.py`. An ANN is charged
-for every tap, the zeros of its activations included, but in the table that says otherwise.
+is `--attention`. Epochs are those of the dense ANN, the compression and the SNN; after a +, beyond those
+of the SNN that the row began with (`--snn_start`). The columns of the energy table are explained in
+`snn_tf/costs.py`. An ANN is charged for every tap, the zeros of its activations included, but in the
+table that says otherwise.
 """
 
 
@@ -78,7 +77,7 @@ def write(results: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _shared(groups: Sequence[Group]) -> str:
-    """What all rows were trained on and how long, as flags; empty if they share nothing of it."""
+    """What all rows were trained on, as flags; empty if they share nothing of it."""
     first = groups[0].config
     same = [name for name in _OF_ALL if len({group.config[name] for group in groups}) == 1]
     flags = " ".join(f"--{name}={first[name]}" for name in same)

@@ -260,6 +260,22 @@ def test_loss_and_activations_of_the_student_are_named_where_they_are_not_the_us
     assert tables.masks_of(groups_of(tmp_path)["row"]) == words
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "attention"}, "7, 5, 3"),
+        ({"method": "attention", "snn_start": "runs/t5"}, "7, 5, +3"),
+        ({"method": "dense"}, "7, 0, 3"),
+    ],
+)
+def test_page_says_how_long_each_part_of_a_row_trained(tmp_path, settings, words):
+    lengths = {"ann_epochs": 7, "compress_epochs": 5, "snn_epochs": 3}
+    put(tmp_path, "row", record(answers(300), answers(340), **lengths, **settings))
+    assert report.main([str(tmp_path)]) == 0
+    heading, line = lines_of((tmp_path / "README.md").read_text(), "All rows")
+    assert dict(zip(heading, line, strict=True))["epochs"] == words
+
+
 def test_short_table_takes_its_place_in_a_page(rows):
     page = rows / "page.md"
     before, after = "# Title\n", "\nafter <!-- end of rows --> too\n"
