@@ -39,7 +39,7 @@ def _columns(groups: Sequence[Group]) -> dict[str, Callable[[Group], str]]:
     return {
         "row": lambda group: f"`{group.name}`",
         "masks": masks_of,
-        "epochs": epochs_of,
+        "epochs": _epochs,
         "density": lambda group: _shown(group.values(SNN, "density"), "{:.4f}"),
         "compression": lambda group: _shown(group.values(SNN, "compression"), "{:.1f}×"),
         "T": lambda group: str(group.config["timesteps"]),
@@ -160,11 +160,11 @@ def masks_of(group: Group) -> str:
     return ", ".join(words)
 
 
-def epochs_of(group: Group) -> str:
+def _epochs(group: Group) -> str:
     """How long a group's dense ANN, compression (0 where there is none) and SNN train."""
     config = group.config
     compression = 0 if config["method"] == "dense" else config["compress_epochs"]
-    further = "+" if config["snn_start"] else ""
+    further = "+" if group.rows[0].continues else ""
     return f"{config['ann_epochs']}, {compression}, {further}{config['snn_epochs']}"
 
 

@@ -28,7 +28,7 @@ OPENING = {
     "compressed ANN, activations of five levels": ("irregular_0.029_levels", "compressed_ann"),
     "its SNN, T = 5": ("irregular_0.029_levels", "trained_snn"),
     "its SNN, T = 10": ("irregular_0.029_levels_t10", "trained_snn"),
-    "dense ANN, trained longer": ("longer_irregular_0.029_levels", "dense_ann"),
+    "dense ANN, trained longer": ("longer_dense", "dense_ann"),
     "SNN of this dense ANN, T = 5": ("longer_dense", "trained_snn"),
     "compressed ANN of five levels, trained longer": ("longer_irregular_0.029_levels", "compressed_ann"),
     "SNN of this compressed ANN, T = 5": ("longer_irregular_0.029_levels", "trained_snn"),
@@ -52,7 +52,7 @@ def test_readme_opens_with_the_density_and_steps_of_the_records():
         (row,) = RECORDED[f"headline/{name}"].rows
         steps = re.search(r"T = (\d+)", label)
         assert not steps or int(steps[1]) == row.record["timesteps"]
-        if row.config["method"] != "dense" and which != "dense_ann":
+        if row.config["method"] != "dense":
             found = row.network(which)
             kept = f"{100 * found['density']:.1f} % are kept ({found['compression']:.1f}× compression)"
             assert kept in opening
@@ -120,6 +120,21 @@ def test_page_concludes_from_the_records_as_they_are(study, first, which, second
         low, high = (100 * bound for bound in ahead.interval)
         spread = f"[{low:.2f}, {high:.2f}]"
     assert f"{100 * ahead.mean:.2f} {spread}" in page
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "sentence"),
+    [
+        ("headline", "plain_dense", "from a conversion at {:.2f} %"),
+        ("headline", "longer_dense", "begins as converted at {:.2f} % instead of"),
+        ("headline", "dense", "% instead of {:.2f} and"),
+        ("others", "resnet12_dense", "as converted it is at {:.1f} %"),
+    ],
+)
+def test_page_says_what_conversion_alone_reached(study, name, sentence):
+    (row,) = RECORDED[f"{study}/{name}"].rows
+    accuracy = 100 * row.network("converted_snn")["test_accuracy"]
+    assert sentence.format(accuracy) in " ".join(PAGES[study].read_text().split())
 
 
 @pytest.mark.parametrize("study", PAGES)
